@@ -14,7 +14,7 @@ import hashlib
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from p2v.errors import Finding
@@ -415,6 +415,10 @@ class ValueChange:
         """Where, the same for two changes of one place."""
         return f"{self.hive}\\{self.key}:{self.value}".lower()
 
+    def inverse(self) -> ValueChange:
+        """The change that takes this one back."""
+        return replace(self, before=self.after, after=self.before, why=f"undo: {self.why}")
+
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
@@ -431,6 +435,10 @@ class KeyChange:
     def place(self) -> str:
         """Where, the same for two changes of one place."""
         return f"{self.hive}\\{self.key}".lower()
+
+    def inverse(self) -> KeyChange:
+        """The change that takes this one back."""
+        return replace(self, before=self.after, after=self.before, why=f"undo: {self.why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +461,10 @@ class FileChange:
         """Where, the same for two changes of one place."""
         return f"{self.volume}:{self.path}".lower()
 
+    def inverse(self) -> FileChange:
+        """The change that takes this one back."""
+        return replace(self, before=self.after, after=self.before, why=f"undo: {self.why}")
+
 
 @dataclass(frozen=True, slots=True)
 class BytesChange:
@@ -473,6 +485,10 @@ class BytesChange:
     def place(self) -> str:
         """Where, the same for two changes of one place."""
         return f"{self.disk}@{self.offset:#x}"
+
+    def inverse(self) -> BytesChange:
+        """The change that takes this one back."""
+        return replace(self, before=self.after, after=self.before, why=f"undo: {self.why}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""Plan, diff, apply, verify, undo: one list of changes, told in one place.
+
+A change is a place with a before, an after and a why. Seen against a guest it is pending, done or
+drifted. apply() does the pending ones, skips the done ones, and stops before the first write if any has
+drifted, so it is safe to run again after a power cut. undo is apply on the inverses, last first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from p2v.errors import DriftError, GuestError, PlanError, Where
+from p2v.model import (
+    BytesChange,
+    Change,
+    FileChange,
+    Guest,
+    HivePlace,
+    KeyChange,
+    Recovery,
+    State,
+    ValueChange,
+    WritableGuest,
+)
+
+HIVE_CHANGES = (ValueChange, KeyChange)
+
+
+def state_of(change: Change, guest: Guest) -> State:
+    """A change seen against a guest.
+
+    A Recovery is DONE when nothing is left to replay; it never drifts.
+    Raises GuestError where the place cannot be read.
+    """
+    now = guest.look(change)
+    if isinstance(change, Recovery):
+        return State.PENDING if now else State.DONE
+    if now == change.after:
+        return State.DONE
+    return State.PENDING if now == change.before else State.DRIFTED
+
+
+def inverses(changes: Sequence[Change]) -> list[Change]:
+    """What undoes the changes: the inverses, last first, recoveries left out."""
+    return [change.inverse() for change in reversed(changes) if not isinstance(change, Recovery)]
+
+
+def merge(changes: Iterable[Change]) -> list[Change]:
+    """One place, one change: the same wish of two fixers is kept once, in the order first asked.
+
+    Raises PlanError naming both fixers when they want different things in one place.
+    """
+    by_place: dict[str, Change] = {}
+    for change in changes:
+        first = by_place.setdefault(change.place, change)
+        if first is change or isinstance(first, Recovery) or isinstance(change, Recovery):
+            continue
+        if first.after != change.after:
+            raise PlanError(
+                f"two fixers want different things in one place: {first.fixer} and {change.fixer}",
+                Where(item=change.place),
+                f"{first.fixer}: {first.why}; {change.fixer}: {change.why}",
+                "this is a bug in p2v: report it with the plan's JSON",
+            )
+    return list(by_place.values())
+
+
+def pending(changes: Sequence[Change], guest: Guest) -> list[Change]:
+    """The changes still to do. Raises DriftError naming every place that is neither before nor after."""
+    seen = [(change, state_of(change, guest)) for change in changes]
+    drifted = [change.place for change, state in seen if state is State.DRIFTED]
+    if drifted:
+        raise DriftError(
+            f"{len(drifted)} place(s) in the guest are not what the plan was made from",
+            Where(item="; ".join(drifted[:10]) + (" …" if len(drifted) > 10 else "")),
+            "somebody changed the guest since; nothing has been written",
+            "make a new plan",
+        )
+    return [change for change, state in seen if state is State.PENDING]
+
+
+def apply(changes: Sequence[Change], guest: Guest, door: WritableGuest) -> int:
+    """Do what is pending, through the writing door. Returns how many changes that were.
+
+    guest: the same guest through the reading door, before the edits. Raw bytes go first, with nothing
+    mounted; then files; then each hive once, replaced whole.
+    Raises DriftError before the first write, GuestError where the door fails.
+    """
+    todo = pending(changes, guest)
+    for change in todo:
+        if isinstance(change, BytesChange):
+            _check_door(change, door)
+            door.write_bytes(change.disk, change.offset, change.after)
+    for change in todo:
+        if isinstance(change, FileChange):
+            _apply_file(change, door)
+    for name, edits in by_hive(todo).items():
+        place = guest.facts.hives.get(name)
+        if place is None:
+            raise GuestError(f"the guest has no hive {name}", why="the plan edits it", next="make a new plan")
+        _apply_hive(name, place, edits, door)
+    door.sync()
+    return len(todo)
+
+
+def by_hive(changes: Iterable[Change]) -> Mapping[str, list[ValueChange | KeyChange | Recovery]]:
+    """The changes that a hive takes part in, by the hive's name, in order."""
+    hives: dict[str, list[ValueChange | KeyChange | Recovery]] = {}
+    for change in changes:
+        if isinstance(change, HIVE_CHANGES) or (isinstance(change, Recovery) and change.hive):
+            hives.setdefault(change.hive, []).append(change)
+    return hives
+
+
+def _check_door(change: BytesChange, door: WritableGuest) -> None:
+    """The two doors must see the same disk: a mix-up of disks would write into the wrong one."""
+    now = door.read_bytes(change.disk, change.offset, len(change.before))
+    if now != change.before:
+        raise GuestError(
+            "the writing door sees other bytes than the reading door",
+            Where(change.disk, change.offset, len(change.before)),
+            "the disks may be mixed up; nothing was written there",
+            "report this with the run's log",
+        )
+
+
+def _apply_file(change: FileChange, door: WritableGuest) -> None:
+    files = door.writable(change.volume)
+    if change.after is None:
+        files.remove(change.path)
+    else:
+        files.write(change.path, change.after.data, like=change.like)
+
+
+def _apply_hive(
+    name: str, place: HivePlace, edits: Sequence[ValueChange | KeyChange | Recovery], door: WritableGuest
+) -> None:
+    """Load a hive once, replay its log, edit, and replace it whole; SYSTEM.ALT is kept in step."""
+    from p2v.registry import regf
+    from p2v.registry.hive import HiveEditor
+
+    files = door.writable(place.volume)
+    log_path = place.path + ".LOG"
+    log = files.read(log_path) if files.stat(log_path) else None
+    recovered = regf.recover(files.read(place.path), log, name)
+    editor = HiveEditor(recovered.data, name)
+    for edit in edits:
+        if isinstance(edit, ValueChange):
+            if edit.after is None:
+                editor.delete_value(edit.key, edit.value)
+            else:
+                editor.set_value(edit.key, edit.value, edit.after)
+        elif isinstance(edit, KeyChange):
+            (editor.create_key if edit.after else editor.delete_key)(edit.key)
+    data = editor.commit()
+    files.write(place.path, data)
+    if recovered.replayed:  # the log is spent: Windows makes a new one
+        files.write(log_path, b"")
+    alternate = place.path + ".ALT"
+    if files.stat(alternate):  # NT 4 and 2000 fall back to it: a stale one would bring old settings back
+        files.write(alternate, regf.alternate(data))
