@@ -1,1 +1,19 @@
+"""Targets: where a guest will run. A new one is one file and one line here."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from p2v.errors import PlanError
+from p2v.model import Target
+from p2v.target import kvm
+
+TARGETS: Mapping[str, Target] = {target.NAME: target for target in (kvm,)}
+
+
+def target_named(name: str) -> Target:
+    """Raises PlanError naming the targets that there are."""
+    try:
+        return TARGETS[name]
+    except KeyError:
+        raise PlanError(f"no target is called {name}", next="choose one of: " + ", ".join(TARGETS)) from None

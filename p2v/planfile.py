@@ -1,0 +1,188 @@
+"""Plan ↔ JSON: readable, stable, and a promise to whoever reads plan.json.
+
+A file's content is in the JSON by digest and size; the bytes lie in the run folder and are handed in.
+Registry data is hex, with a readable form beside it that reading ignores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from p2v.errors import Finding, PlanError, Severity, Where
+from p2v.model import (
+    REG_DWORD,
+    REG_EXPAND_SZ,
+    REG_MULTI_SZ,
+    REG_SZ,
+    BytesChange,
+    Change,
+    Content,
+    DiskPlan,
+    Family,
+    FileChange,
+    FilesystemState,
+    Geometry,
+    GuestFacts,
+    HivePlace,
+    KeyChange,
+    Machine,
+    MachineDisk,
+    Member,
+    PEFacts,
+    Plan,
+    Recovery,
+    Value,
+    ValueChange,
+    VolumeFacts,
+)
+
+Json: TypeAlias = dict[str, Any]
+FORMAT_VERSION = 1
+CHANGES: Mapping[str, type] = {
+    "value": ValueChange, "key": KeyChange, "file": FileChange, "bytes": BytesChange, "recovery": Recovery,
+}
+KINDS = {kind: name for name, kind in CHANGES.items()}
+
+
+def contents(plan: Plan) -> Iterator[Content]:
+    """Every file content that the plan carries, both ways."""
+    for change in plan.changes:
+        if isinstance(change, FileChange):
+            yield from (content for content in (change.before, change.after) if content is not None)
+
+
+def to_json(plan: Plan) -> Json:
+    """A document for json.dumps."""
+    document = {"format_version": plan.format_version}
+    for name in ("target", "output", "drivers", "disks", "volumes", "facts", "machine", "findings"):
+        document[name] = _plain(getattr(plan, name))
+    document["changes"] = [change_to_json(change) for change in plan.changes]
+    return document
+
+
+def change_to_json(change: Change) -> Json:
+    """One change, with its kind first."""
+    fields = {field.name: _plain(getattr(change, field.name)) for field in dataclasses.fields(change)}
+    return {"kind": KINDS[type(change)], **fields}
+
+
+def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
+    """The plan again. content(digest) hands in a file's bytes, and raises what RunDir.get raises.
+
+    Raises PlanError when the document is of another version or does not hold together.
+    """
+    if document.get("format_version") != FORMAT_VERSION:
+        raise PlanError(
+            f"the plan has format version {document.get('format_version')}",
+            Where(item="plan.json, format_version"),
+            f"this p2v reads version {FORMAT_VERSION}",
+            "make a new plan with this p2v",
+        )
+    try:
+        return Plan(
+            target=document["target"],
+            output=document["output"],
+            disks=tuple(DiskPlan(**disk) for disk in document["disks"]),
+            volumes=tuple(_volume(volume) for volume in document["volumes"]),
+            facts=_facts(document["facts"]),
+            machine=_machine(document["machine"]),
+            changes=tuple(_change(change, content) for change in document["changes"]),
+            findings=tuple(_finding(finding) for finding in document["findings"]),
+            drivers=tuple(document["drivers"]),
+            format_version=document["format_version"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError("the plan does not hold together", Where(item="plan.json"),
+                        f"{type(error).__name__}: {error}", "make a new plan") from error
+
+
+def readable(value: Value) -> str:
+    """A registry value as text, for people."""
+    if value.type == REG_DWORD and len(value.data) == 4:
+        return f"dword {value.number:#x}"
+    if value.type in (REG_SZ, REG_EXPAND_SZ):
+        return f'"{value.text}"'
+    if value.type == REG_MULTI_SZ:
+        return "[" + ", ".join(f'"{text}"' for text in value.texts) + "]"
+    return f"type {value.type}, {len(value.data)} bytes {value.data[:16].hex(' ')}"
+
+
+def _plain(thing: Any) -> Any:
+    """Anything of the model as lists, dicts, strings and numbers."""
+    if isinstance(thing, Value):
+        return {"type": thing.type, "data": thing.data.hex(), "reads": readable(thing)}
+    if isinstance(thing, Content):
+        return {"sha256": thing.digest, "size": thing.size}
+    if isinstance(thing, bytes):
+        return thing.hex()
+    if isinstance(thing, enum.Enum):
+        return thing.value
+    if isinstance(thing, Mapping):
+        return {key: _plain(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [_plain(item) for item in thing]
+    if dataclasses.is_dataclass(thing):
+        return {field.name: _plain(getattr(thing, field.name)) for field in dataclasses.fields(thing)}
+    return thing
+
+
+def _volume(document: Json) -> VolumeFacts:
+    members = tuple(Member(**member) for member in document["members"])
+    return VolumeFacts(**{**document, "members": members, "state": FilesystemState(document["state"])})
+
+
+def _facts(document: Json) -> GuestFacts:
+    """GuestFacts; lists become the tuples that they were."""
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    fields["family"] = Family(document["family"])
+    fields["hives"] = {name: HivePlace(**place) for name, place in document["hives"].items()}
+    for name in ("hal", "kernel"):
+        fields[name] = _program(document[name])
+    return GuestFacts(**fields)
+
+
+def _program(document: Json | None) -> PEFacts | None:
+    if document is None:
+        return None
+    version = document["version"]
+    return PEFacts(**{**document, "imports": tuple(document["imports"]),
+                      "version": tuple(version) if version is not None else None})
+
+
+def _machine(document: Json) -> Machine:
+    disks = tuple(MachineDisk(**{**disk, "geometry": Geometry(**disk["geometry"])}) for disk in document["disks"])
+    return Machine(**{**document, "facts": _facts(document["facts"]), "disks": disks})
+
+
+def _finding(document: Json) -> Finding:
+    where = Where(**document["where"])
+    return Finding(**{**document, "where": where, "severity": Severity(document["severity"])})
+
+
+def _change(document: Json, content: Callable[[str], bytes]) -> Change:
+    kind = CHANGES[document["kind"]]
+    fields = {key: value for key, value in document.items() if key != "kind"}
+    decode: Callable[[Any], Any]
+    if kind is ValueChange:
+        decode = _value
+    elif kind is FileChange:
+        def decode(reference: Any) -> Any:
+            return None if reference is None else _content(reference, content)
+    elif kind is BytesChange:
+        decode = bytes.fromhex
+    else:
+        change: Change = kind(**fields)
+        return change
+    change = kind(**{**fields, "before": decode(fields["before"]), "after": decode(fields["after"])})
+    return change
+
+
+def _value(document: Json | None) -> Value | None:
+    return None if document is None else Value(document["type"], bytes.fromhex(document["data"]))
+
+
+def _content(reference: Json, content: Callable[[str], bytes]) -> Content:
+    return Content(content(reference["sha256"]), reference["sha256"], reference["size"])

@@ -1,0 +1,128 @@
+"""Plans, diffs and findings → text. No colours, no width tricks: it must survive a log file and an e-mail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from p2v.errors import Finding, Severity
+from p2v.model import (
+    BytesChange,
+    Change,
+    Content,
+    FileChange,
+    FilesystemState,
+    KeyChange,
+    Plan,
+    Recovery,
+    Value,
+    ValueChange,
+    VolumeFacts,
+)
+from p2v.planfile import readable
+
+LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}
+
+
+def amount(size: int) -> str:
+    """Bytes in decimal with a unit: 1.5 GiB."""
+    number = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def render_plan(plan: Plan) -> str:
+    """The dry run: what is there, what will change and why, what is worth knowing."""
+    lines = [f"Plan: {plan.facts.name} → {plan.target}, into {plan.output}", "", *_disks(plan), ""]
+    lines += [f"The guest: {plan.facts.name}, {plan.facts.architecture}, build {plan.facts.build}, "
+              f"in {plan.facts.system_root} on {plan.facts.boot_volume}", ""]
+    lines += [render_changes(plan.changes), ""]
+    if plan.findings:
+        lines += [render_findings(plan.findings), ""]
+    lines += [verdict(plan)]
+    return "\n".join(lines)
+
+
+def verdict(plan: Plan) -> str:
+    """The plan's last line: can it be run?"""
+    errors = sum(finding.severity is Severity.ERROR for finding in plan.findings)
+    if errors:
+        return f"This plan cannot be run: {errors} finding(s) above stop it. Nothing has been written."
+    return f"{len(plan.changes)} change(s) planned. Nothing has been written to the source, and nothing will be."
+
+
+def _disks(plan: Plan) -> Iterator[str]:
+    for disk in plan.disks:
+        yield f"  {disk.id}  {disk.path}, {amount(disk.size)} → {disk.image} ({disk.format})"
+        for volume in plan.volumes:
+            if volume.members[0].disk == disk.id:
+                yield f"    {volume_line(volume)}"
+
+
+def volume_line(volume: VolumeFacts) -> str:
+    """One volume in one line."""
+    start = volume.members[0].offset
+    size = sum(member.length for member in volume.members)
+    kind = f"{volume.filesystem.upper()} {volume.version}".strip() or "unknown filesystem"
+    state = "" if volume.state is FilesystemState.CLEAN else f", {volume.state.value}"
+    return f"{volume.name}  {kind}, {amount(size)} at {start:#x}, {amount(volume.used)} to copy{state}"
+
+
+def render_changes(changes: Sequence[Change]) -> str:
+    """The diff, grouped by fixer, each change with its why (said once for neighbours that share it)."""
+    if not changes:
+        return "Changes: none, the guest is as it must be."
+    lines = ["Changes:"]
+    for fixer, group in groupby(changes, key=lambda change: change.fixer):
+        lines += ["", f"  {fixer}"]
+        for why, same in groupby(group, key=lambda change: change.why):
+            lines += [f"    because {why}"]
+            lines += [f"      {line}" for change in same for line in change_lines(change)]
+    return "\n".join(lines)
+
+
+def change_lines(change: Change) -> list[str]:
+    """One change as lines of a diff."""
+    match change:
+        case ValueChange():
+            head = f"{change.hive}\\{change.key} : {change.value or '(default)'}"
+            return [head, f"  - {_shown(change.before)}", f"  + {_shown(change.after)}"]
+        case KeyChange():
+            return [f"{'+' if change.after else '-'} key {change.hive}\\{change.key}"]
+        case FileChange():
+            head = f"{change.volume}:{change.path}"
+            return [head, f"  - {_shown(change.before)}", f"  + {_shown(change.after)}"]
+        case BytesChange():
+            head = f"{change.disk}, bytes {change.offset:#x} to {change.offset + len(change.after):#x}"
+            return [head, f"  - {change.before.hex(' ')}", f"  + {change.after.hex(' ')}"]
+        case Recovery():
+            place = f"{change.volume}:{change.path}" if change.path else change.volume
+            return [f"replay the {change.what} of {place} (cannot be undone)"]
+
+
+def _shown(thing: Value | Content | None) -> str:
+    if thing is None:
+        return "not there"
+    if isinstance(thing, Value):
+        return readable(thing)
+    if thing.size <= 4096 and _is_text(thing.data):
+        return f"{thing.size} bytes of text:\n" + "\n".join(
+            f"          | {line}" for line in thing.data.decode("cp1252", "replace").splitlines())
+    return f"{thing.size} bytes, sha256 {thing.digest[:16]}…"
+
+
+def _is_text(data: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\r\n\t" for byte in data)
+
+
+def render_findings(findings: Iterable[Finding]) -> str:
+    """What is worth saying, what stops the work first."""
+    order = list(LABELS)
+    lines = ["Findings:"]
+    for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
+        first, *rest = str(finding).split("\n")
+        lines += [f"  {LABELS[finding.severity]}: {first}", *(f"  {line}" for line in rest)]
+    return "\n".join(lines)
