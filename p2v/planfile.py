@@ -56,7 +56,7 @@ def contents(plan: Plan) -> Iterator[Content]:
 
 def to_json(plan: Plan) -> Json:
     """A document for json.dumps."""
-    document = {"format_version": plan.format_version}
+    document: Json = {"format_version": plan.format_version}
     for name in ("target", "output", "drivers", "disks", "volumes", "facts", "machine", "findings"):
         document[name] = _plain(getattr(plan, name))
     document["changes"] = [change_to_json(change) for change in plan.changes]
@@ -136,7 +136,7 @@ def _volume(document: Json) -> VolumeFacts:
 
 def _facts(document: Json) -> GuestFacts:
     """GuestFacts; lists become the tuples that they were."""
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    fields: Json = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
     fields["family"] = Family(document["family"])
     fields["hives"] = {name: HivePlace(**place) for name, place in document["hives"].items()}
     for name in ("hal", "kernel"):
@@ -153,7 +153,8 @@ def _program(document: Json | None) -> PEFacts | None:
 
 
 def _machine(document: Json) -> Machine:
-    disks = tuple(MachineDisk(**{**disk, "geometry": Geometry(**disk["geometry"])}) for disk in document["disks"])
+    disks = tuple(MachineDisk(**{**disk, "geometry": Geometry(**disk["geometry"])})
+                  for disk in document["disks"])
     return Machine(**{**document, "facts": _facts(document["facts"]), "disks": disks})
 
 
@@ -163,20 +164,16 @@ def _finding(document: Json) -> Finding:
 
 
 def _change(document: Json, content: Callable[[str], bytes]) -> Change:
-    kind = CHANGES[document["kind"]]
     fields = {key: value for key, value in document.items() if key != "kind"}
-    decode: Callable[[Any], Any]
-    if kind is ValueChange:
-        decode = _value
-    elif kind is FileChange:
-        def decode(reference: Any) -> Any:
-            return None if reference is None else _content(reference, content)
-    elif kind is BytesChange:
-        decode = bytes.fromhex
-    else:
-        change: Change = kind(**fields)
-        return change
-    change = kind(**{**fields, "before": decode(fields["before"]), "after": decode(fields["after"])})
+    decode: Callable[[Any], Any] = {
+        "value": _value,
+        "file": lambda reference: _content(reference, content),
+        "bytes": bytes.fromhex,
+    }.get(document["kind"], lambda plain: plain)
+    for side in ("before", "after"):
+        if side in fields:
+            fields[side] = decode(fields[side])
+    change: Change = CHANGES[document["kind"]](**fields)
     return change
 
 
@@ -184,5 +181,7 @@ def _value(document: Json | None) -> Value | None:
     return None if document is None else Value(document["type"], bytes.fromhex(document["data"]))
 
 
-def _content(reference: Json, content: Callable[[str], bytes]) -> Content:
+def _content(reference: Json | None, content: Callable[[str], bytes]) -> Content | None:
+    if reference is None:
+        return None
     return Content(content(reference["sha256"]), reference["sha256"], reference["size"])

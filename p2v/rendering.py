@@ -51,7 +51,7 @@ def verdict(plan: Plan) -> str:
     errors = sum(finding.severity is Severity.ERROR for finding in plan.findings)
     if errors:
         return f"This plan cannot be run: {errors} finding(s) above stop it. Nothing has been written."
-    return f"{len(plan.changes)} change(s) planned. Nothing has been written to the source, and nothing will be."
+    return f"{len(plan.changes)} change(s) planned. The source has only been read, and will only be read."
 
 
 def _disks(plan: Plan) -> Iterator[str]:
