@@ -136,7 +136,8 @@ def _volume(document: Json) -> VolumeFacts:
 
 def _facts(document: Json) -> GuestFacts:
     """GuestFacts; lists become the tuples that they were."""
-    fields: Json = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    fields: Json = {name: tuple(value) if isinstance(value, list) else value
+                    for name, value in document.items()}
     fields["family"] = Family(document["family"])
     fields["hives"] = {name: HivePlace(**place) for name, place in document["hives"].items()}
     for name in ("hal", "kernel"):
@@ -164,16 +165,15 @@ def _finding(document: Json) -> Finding:
 
 
 def _change(document: Json, content: Callable[[str], bytes]) -> Change:
-    fields = {key: value for key, value in document.items() if key != "kind"}
-    decode: Callable[[Any], Any] = {
-        "value": _value,
-        "file": lambda reference: _content(reference, content),
-        "bytes": bytes.fromhex,
-    }.get(document["kind"], lambda plain: plain)
-    for side in ("before", "after"):
-        if side in fields:
-            fields[side] = decode(fields[side])
-    change: Change = CHANGES[document["kind"]](**fields)
+    kind, fields = document["kind"], {key: value for key, value in document.items() if key != "kind"}
+    for side in {"before", "after"} & fields.keys():
+        if kind == "value":
+            fields[side] = _value(fields[side])
+        elif kind == "file":
+            fields[side] = _content(fields[side], content)
+        elif kind == "bytes":
+            fields[side] = bytes.fromhex(fields[side])
+    change: Change = CHANGES[kind](**fields)
     return change
 
 
