@@ -1,0 +1,182 @@
+"""A hive's structure, checked whole: damage becomes findings, never an exception."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
+from p2v.registry.cells import BINS, NOWHERE, REPAIR, SEGMENT, Cells, Key, checksum_holds, damaged, sort_key
+
+MOST = 100  # findings of one hive; the rest says nothing new
+
+
+class _Enough(Exception):
+    """MOST findings are there."""
+
+
+def check(data: bytes, name: str) -> tuple[Finding, ...]:
+    """Bins, cells, keys, lists and values of a hive.
+
+    ERROR: the tree cannot be trusted, or this version of the format does not know the form.
+    WARNING: one value or class name is damaged, or the order of names outside ASCII looks wrong.
+    INFO: space that is in use but that nothing refers to. Bounded: each cell is visited once.
+    """
+    try:
+        cells = Cells(data, name)
+    except (GuestError, Unsupported) as error:
+        return (error.as_finding(),)
+    walk = _Check(cells)
+    try:
+        walk.base()
+        walk.tree()
+        walk.security_counts()
+        walk.unreferenced()
+    except _Enough:
+        pass
+    return tuple(walk.findings)
+
+
+class _Check:
+    def __init__(self, cells: Cells) -> None:
+        self.cells = cells
+        self.name = cells.name
+        self.findings: list[Finding] = []
+        self.used: set[int] = set()
+        self.owners: Counter[int] = Counter()  # offset of a security descriptor → keys that refer to it
+
+    def say(self, error: GuestError, severity: Severity = Severity.ERROR, item: str = "") -> None:
+        where = dataclasses.replace(error.where, item=item) if item else error.where
+        self.findings.append(Finding(error.what, where, error.why, error.next, severity))
+        if len(self.findings) >= MOST:
+            raise _Enough
+
+    def base(self) -> None:
+        base = self.cells.base
+        if not checksum_holds(self.cells.data):
+            self.say(damaged(self.name, "the base block's checksum is wrong", 508))
+        if base.sequence1 != base.sequence2:
+            self.say(damaged(self.name, f"its sequence numbers are {base.sequence1} and {base.sequence2}: "
+                                        "Windows was writing it when it stopped", 4))
+
+    def tree(self) -> None:
+        """Every key once, from the root."""
+        root = self.cells.base.root
+        todo: list[tuple[int, int, str]] = [(root, NOWHERE, "")]
+        self.used.add(root)
+        while todo:
+            offset, parent, path = todo.pop()
+            try:
+                key = self.cells.key(offset)
+                if parent != NOWHERE and key.parent != parent:
+                    raise damaged(self.name, f"a key names another parent ({key.parent + BINS:#x}) than the key "
+                                             f"that lists it ({parent + BINS:#x})", offset + BINS)
+                todo += [(child, offset, f"{path}\\{name}" if path else name)
+                         for child, name in self.subkeys(key)]
+                self.security(key, offset)
+            except GuestError as error:
+                self.say(error, item=path)
+                continue
+            self.values(key, path)
+
+    def subkeys(self, key: Key) -> list[tuple[int, str]]:
+        """A key's subkeys with their names, each listed once in the hive, in order."""
+        cells, used = self.cells, self.used
+        if key.subkeys == 0:
+            if key.list in cells.sizes:
+                used.add(key.list)  # hivex leaves an empty list behind the last deleted subkey
+            return []
+        offsets = cells.subkeys(key)
+        used.add(key.list)
+        for leaf in cells.leaves(key):
+            used.add(leaf.offset)
+            if leaf.signature == b"lh" and cells.base.minor < 5:
+                raise damaged(self.name, f"a list of hashes (lh) in a hive of version 1.{cells.base.minor}, "
+                                         "which does not know it", leaf.offset + BINS)
+        found = []
+        for offset in offsets:
+            if offset in used:
+                raise damaged(self.name, "a key is listed twice", offset + BINS)
+            used.add(offset)
+            found.append((offset, cells.key_name(offset, cells.key(offset))))
+        self.order([name for _, name in found], key.list)
+        return found
+
+    def order(self, names: list[str], offset: int) -> None:
+        """Names must rise in upper case: Windows finds them by halving."""
+        keys = [sort_key(name) for name in names]
+        for number in range(1, len(names)):
+            if keys[number - 1] < keys[number]:
+                continue
+            before, after = names[number - 1], names[number]
+            same = keys[number - 1] == keys[number]
+            self.say(damaged(self.name, f"subkeys are out of order: {before!r} is listed before {after!r}",
+                             offset + BINS),
+                     Severity.ERROR if same or (before + after).isascii() else Severity.WARNING)
+
+    def security(self, key: Key, offset: int) -> None:
+        """A key's security descriptor: in a ring with all others, counting its keys."""
+        if key.security == NOWHERE:
+            raise damaged(self.name, "a key has no security descriptor", offset + BINS)
+        self.owners[key.security] += 1
+        if key.security in self.used:
+            return
+        security = self.cells.security(key.security)
+        for neighbour in (security.next, security.previous):
+            self.cells.security(neighbour)
+        self.used.add(key.security)
+
+    def security_counts(self) -> None:
+        """Windows frees a descriptor whose count falls to zero."""
+        for offset, count in self.owners.items():
+            if offset in self.used and (stored := self.cells.security(offset).references) != count:
+                self.say(damaged(self.name, f"a security descriptor counts {stored} keys and has {count}",
+                                 offset + BINS), Severity.WARNING)
+
+    def values(self, key: Key, path: str) -> None:
+        """Values and the class name: each stands alone, so damage here does not make the tree untrue."""
+        cells = self.cells
+        try:
+            if key.class_length and key.class_cell != NOWHERE:
+                cells.content(key.class_cell, key.class_length, "a key's class name")
+                self.used.add(key.class_cell)
+            offsets = cells.values(key)
+        except GuestError as error:
+            self.say(error, Severity.WARNING, path)
+            return
+        if key.value_list != NOWHERE:
+            self.used.add(key.value_list)
+        for offset in offsets:
+            try:
+                self.value(offset)
+            except GuestError as error:
+                self.say(error, Severity.WARNING, path)
+
+    def value(self, offset: int) -> None:
+        self.used.add(offset)
+        value = self.cells.value(offset)
+        held = self.cells.value_cells(offset, value)
+        self.used.update(held)
+        if len(held) > 1 and self.cells.base.minor < 4:
+            raise damaged(self.name, f"big data (db) in a hive of version 1.{self.cells.base.minor}", offset + BINS)
+        if len(held) == 1 and value.size > SEGMENT and self.cells.base.minor >= 4:
+            raise damaged(self.name, f"a value of {value.size} bytes is not stored as big data", offset + BINS)
+
+    def unreferenced(self) -> None:
+        """Cells in use that nothing refers to: wasted, not wrong."""
+        lost = self.cells.sizes.keys() - self.used
+        if lost:
+            amount = sum(self.cells.sizes[offset] + 4 for offset in lost)
+            self.findings.append(Finding(
+                f"the hive {self.name} has {len(lost)} cells in use that nothing refers to",
+                Where(self.name, min(lost) + BINS), f"{amount} bytes are wasted; nothing is lost", "nothing to do"))
+
+
+def refuse_damage(data: bytes, name: str, doing: str) -> None:
+    """Raise GuestError with the first ERROR that check() finds.
+
+    doing: what was about to happen, or had happened, as "before the edit".
+    """
+    for finding in check(data, name):
+        if finding.severity is Severity.ERROR:
+            raise GuestError(f"{finding.what} ({doing})", finding.where, finding.why, finding.next or REPAIR)
