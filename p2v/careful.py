@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 
 from p2v.errors import ReadError, Where
+from p2v.extents import append
 from p2v.model import Range, Source
 from p2v.ring import CHUNK, Item, Stopped
+from p2v.source.bounds import failed_range
+from p2v.source.device import DeviceGone
 
-# What Linux says when a device is no longer there, as opposed to EIO for a place that cannot be read.
-GONE = {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.ESHUTDOWN, errno.ENOTCONN}
 PATIENCE = 8  # chunks on end without one readable sector, before asking whether the device is still there
 _ZEROES = memoryview(bytes(CHUNK))
 
@@ -47,7 +47,7 @@ class Rescue:
     def fill(self, item: Item, buffer: memoryview, stopped: Stopped) -> list[Range]:
         """Like fill(), but unreadable sectors are left as zeroes and returned, ascending.
 
-        Raises ReadError when the device itself seems gone: then nothing more is learned by going on.
+        Raises DeviceGone when the device itself seems gone: then nothing more is learned by going on.
         """
         blank(buffer, 0, CHUNK)
         bad: list[Range] = []
@@ -64,34 +64,35 @@ class Rescue:
             self._good = item.reads[0].offset
 
     def _piece(self, piece: Range, base: int, buffer: memoryview, stopped: Stopped) -> list[Range]:
+        """Fill one piece of the chunk that begins at base; returns what is bad in it, ascending."""
         sector = self._source.sector_size
         bad: list[Range] = []
-        todo = [(piece.offset, piece.end)]
+        todo = [piece]  # the last one comes first
         while todo:
             if stopped():
                 raise Interrupted
-            start, end = todo.pop()
-            if self._try(start, buffer[start - base : end - base]):
+            part = todo.pop()
+            failed = self._try(part, buffer[part.offset - base : part.end - base])
+            if failed is None:
                 continue
-            if start // sector == (end - 1) // sector:
-                blank(buffer, start - base, end - start)
-                bad.append(Range(start, end - start))
+            if failed == part and part.offset // sector != (part.end - 1) // sector:
+                todo += _halves(part, sector)
                 continue
-            middle = (start + end) // 2 // sector * sector
-            if middle <= start:
-                middle = (start // sector + 1) * sector
-            todo += [(middle, end), (start, middle)]
+            # One sector, or less than was asked for: then the source has looked itself, sector by sector.
+            blank(buffer, failed.offset - base, failed.length)
+            append(bad, failed)
+            todo += _around(failed, part)
         return bad
 
-    def _try(self, offset: int, part: memoryview) -> bool:
+    def _try(self, part: Range, into: memoryview) -> Range | None:
+        """None, or what of part could not be read. Raises DeviceGone."""
         try:
-            self._source.read_into(offset, part)
+            self._source.read_into(part.offset, into)
+        except DeviceGone:
+            raise
         except ReadError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in GONE:
-                raise self._gone(offset, len(part)) from error
-            return False
-        return True
+            return failed_range(error, part.offset, part.length)
+        return None
 
     def _judge(self, item: Item, bad: list[Range]) -> None:
         """Count the chunks on end without a readable sector; after PATIENCE of them, probe."""
@@ -115,11 +116,11 @@ class Rescue:
         places = {0, source.size // 2 // sector * sector, last}
         if self._good is not None:
             places.add(self._good)
-        buffer = memoryview(bytearray(sector))
-        return any(self._try(at, buffer[: source.size - at]) for at in sorted(places))
+        looks = [Range(at, min(sector, source.size - at)) for at in sorted(places)]
+        return any(self._try(look, memoryview(bytearray(look.length))) is None for look in looks)
 
-    def _gone(self, offset: int, length: int) -> ReadError:
-        return ReadError(
+    def _gone(self, offset: int, length: int) -> DeviceGone:
+        return DeviceGone(
             f"{self._source.name} seems gone",
             Where(self._source.name, offset, length),
             "nothing can be read any more, not even places that were read before; going on would fill the "
@@ -129,9 +130,13 @@ class Rescue:
         )
 
 
-def append(ranges: list[Range], part: Range) -> None:
-    """Add the next one of ascending ranges; touching ones become one."""
-    if ranges and ranges[-1].end == part.offset:
-        ranges[-1] = Range(ranges[-1].offset, ranges[-1].length + part.length)
-    else:
-        ranges.append(part)
+def _halves(part: Range, sector: int) -> list[Range]:
+    """Two parts of more than one sector's part, cut between sectors; the second one first."""
+    middle = max((part.offset + part.end) // 2, part.offset // sector * sector + sector) // sector * sector
+    return [Range(middle, part.end - middle), Range(part.offset, middle - part.offset)]
+
+
+def _around(failed: Range, part: Range) -> list[Range]:
+    """What is left of part behind and before failed."""
+    left = [(failed.end, part.end), (part.offset, failed.offset)]
+    return [Range(start, end - start) for start, end in left if end > start]

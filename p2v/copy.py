@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from p2v.careful import Rescue, append, fill
+from p2v.careful import Rescue, fill
 from p2v.digests import ALGORITHM, Digests, digest_of
 from p2v.errors import Cancelled, LayoutError, MismatchError, ReadError, Unsupported, Where
+from p2v.extents import Merger, append, check, overlap, union
 from p2v.model import Cancel, Extent, ImageWriter, Kind, Progress, Range, Source, no_progress
 from p2v.ring import CHUNK, GRAIN, Item, Result, Stopped, in_order, items
 
@@ -21,28 +22,22 @@ if TYPE_CHECKING:
     import numpy.typing
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Bytes of a disk by what became of them; read + zero + free + bad is the disk's size.
-
-    read: read from the source; found_zero: those of them that turned out zero, so were not stored.
-    zero: the medium itself said so. free: skipped, nobody needs it. bad: unreadable, written as zeroes.
-    """
-
-    read: int
-    found_zero: int
-    zero: int
-    free: int
-    bad: int
+COUNTED = ("copied", "found_zero", "zero", "free", "bad")
 
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """What a copy did. bad: unreadable ranges, merged. seconds: of wall time."""
+    """What a copy did.
+
+    counts: bytes of the disk by what became of them, under the names in COUNTED; their sum is size.
+    copied: read and stored; found_zero: read, and turned out zero; zero: the medium itself said so; free:
+    skipped, nobody needs it; bad: unreadable, written as zeroes.
+    bad: the unreadable ranges, merged. seconds: of wall time.
+    """
 
     size: int
     digests: Digests = field(repr=False)
-    counts: Counts
+    counts: Mapping[str, int]
     bad: tuple[Extent, ...] = ()
     seconds: float = 0.0
     chunk_size: int = CHUNK
@@ -54,7 +49,7 @@ class CopyReport:
             "size": self.size,
             "chunk_size": self.chunk_size,
             "algorithm": self.algorithm,
-            "counts": {name: getattr(self.counts, name) for name in Counts.__slots__},
+            "counts": dict(self.counts),
             "bad": [[extent.offset, extent.length] for extent in self.bad],
             "seconds": round(self.seconds, 3),
             "digests": self.digests.to_json(),
@@ -71,7 +66,7 @@ class CopyReport:
             return cls(
                 size,
                 Digests.from_json(size, data["digests"]),
-                Counts(**{name: int(data["counts"][name]) for name in Counts.__slots__}),
+                {name: int(data["counts"][name]) for name in COUNTED},
                 tuple(Extent(int(offset), int(length), Kind.BAD) for offset, length in data["bad"]),
                 float(data["seconds"]),
             )
@@ -86,9 +81,9 @@ def plan_copy(source: Source, free: Sequence[Range] = (), droppable: Sequence[Ra
     ZERO stays ZERO and BAD stays BAD. Ascending, touching, from 0 to size, neighbours of one kind merged.
     free, droppable: bytes of the source, any order, overlaps allowed; what lies outside is ignored.
     """
-    skipped = iter(_union([*free, *droppable]))
+    skipped = iter(union([*free, *droppable]))
     gap = next(skipped, None)
-    plan = _Merger()
+    plan = Merger()
     for extent in source.extents():
         if extent.kind is not Kind.DATA:
             plan.add(extent.offset, extent.end, extent.kind)
@@ -104,7 +99,7 @@ def plan_copy(source: Source, free: Sequence[Range] = (), droppable: Sequence[Ra
             start, at = max(at, gap.offset), min(extent.end, gap.end)
             plan.add(start, at, Kind.FREE)
     found = plan.extents()
-    _check(found, source.size)
+    check(found, source.size)
     return found
 
 
@@ -123,11 +118,11 @@ def run_copy(
     Raises WriteError from the writer, ReadError when the device itself seems gone, Cancelled.
     No thread is left when it returns or raises.
     """
-    _check(extents, source.size)
+    check(extents, source.size)
     begun = time.monotonic()
-    copy = _Copy(source, writer)
-    _pass(source.size, extents, copy, "copy", progress, cancel)
-    return CopyReport(source.size, copy.digests, copy.counts(extents), copy.all_bad(extents),
+    job = _Copy(source, writer)
+    _pass(source.size, extents, job, "copy", progress, cancel)
+    return CopyReport(source.size, job.digests, job.counts(extents), job.all_bad(extents),
                       time.monotonic() - begun)
 
 
@@ -145,15 +140,15 @@ def verify_copy(
             f"{source.name} is shorter than the disk that was copied",
             Where(source.name, source.size, report.size - source.size),
             f"it holds {source.size} bytes of {report.size}", "convert again")
-    check = _Check(source, report)
-    _pass(source.size, list(source.extents()), check, "verify", progress, cancel)
-    if check.wrong:
-        count = sum(-(-r.length // CHUNK) for r in check.wrong)
-        first = check.wrong[0]
+    job = _Check(source, report)
+    _pass(source.size, list(source.extents()), job, "verify", progress, cancel)
+    if job.wrong:
+        count = sum(-(-r.length // CHUNK) for r in job.wrong)
+        first = job.wrong[0]
         raise MismatchError(
             f"{source.name} is not what was copied",
             Where(source.name, first.offset, first.length),
-            f"{count} chunks of 1 MiB in {len(check.wrong)} places differ from the digests taken while "
+            f"{count} chunks of 1 MiB in {len(job.wrong)} places differ from the digests taken while "
             "copying; this is the first place",
             "if the VM has run since, that is expected; otherwise suspect the medium and convert again")
 
@@ -226,7 +221,7 @@ class _Copy:
                 continue
             self._writer.zero(item.offset + start, end - start)
             span = Range(item.offset + start, end - start)
-            self._found_zero += _overlap(item.pieces, span) - _overlap(scan.bad, span)
+            self._found_zero += overlap(item.pieces, span) - overlap(scan.bad, span)
         if scan.digest is not None:
             self.digests.put(item.index, scan.digest)
         for part in scan.bad:
@@ -235,15 +230,17 @@ class _Copy:
     def all_bad(self, extents: Iterable[Extent]) -> tuple[Extent, ...]:
         """What could not be read now, and what the plan already called BAD."""
         known = [Range(e.offset, e.length) for e in extents if e.kind is Kind.BAD]
-        return tuple(Extent(r.offset, r.length, Kind.BAD) for r in _union([*known, *self._bad]))
+        return tuple(Extent(r.offset, r.length, Kind.BAD) for r in union([*known, *self._bad]))
 
-    def counts(self, extents: Iterable[Extent]) -> Counts:
+    def counts(self, extents: Iterable[Extent]) -> dict[str, int]:
+        """By the names in COUNTED."""
         planned = dict.fromkeys(Kind, 0)
         for extent in extents:
             planned[extent.kind] += extent.length
         lost = sum(r.length for r in self._bad)
-        return Counts(planned[Kind.DATA] - lost, self._found_zero, planned[Kind.ZERO], planned[Kind.FREE],
-                      planned[Kind.BAD] + lost)
+        copied = planned[Kind.DATA] - lost - self._found_zero
+        return dict(zip(COUNTED, (copied, self._found_zero, planned[Kind.ZERO], planned[Kind.FREE],
+                                  planned[Kind.BAD] + lost), strict=True))
 
 
 class _Check:
@@ -304,58 +301,3 @@ def _pass(
 
     tick()
     in_order(items(extents, size), job.read, job.hand_on, tick)
-
-
-def _overlap(ranges: Iterable[Range], span: Range) -> int:
-    return sum(max(0, min(r.end, span.end) - max(r.offset, span.offset)) for r in ranges)
-
-
-def _union(ranges: Sequence[Range]) -> list[Range]:
-    """Ascending, overlaps and neighbours merged."""
-    found: list[Range] = []
-    start = end = -1
-    for part in sorted(ranges, key=lambda r: r.offset):
-        if part.offset > end:
-            if end > start:
-                found.append(Range(start, end - start))
-            start, end = part.offset, part.end
-        end = max(end, part.end)
-    if end > start:
-        found.append(Range(start, end - start))
-    return found
-
-
-class _Merger:
-    """Extents in the making: touching ones of one kind become one."""
-
-    def __init__(self) -> None:
-        self._found: list[Extent] = []
-        self._start, self._end, self._kind = 0, 0, Kind.DATA
-
-    def add(self, start: int, end: int, kind: Kind) -> None:
-        if end <= start:
-            return
-        if kind is not self._kind or start != self._end:
-            self._flush()
-            self._start, self._kind = start, kind
-        self._end = end
-
-    def extents(self) -> list[Extent]:
-        self._flush()
-        return self._found
-
-    def _flush(self) -> None:
-        if self._end > self._start:
-            self._found.append(Extent(self._start, self._end - self._start, self._kind))
-        self._start = self._end
-
-
-def _check(extents: Iterable[Extent], size: int) -> None:
-    """Raises ValueError unless extents are ascending, touching and complete."""
-    at = 0
-    for extent in extents:
-        if extent.offset != at:
-            raise ValueError(f"extents do not touch at {at:#x}: {extent}")
-        at = extent.end
-    if at != size:
-        raise ValueError(f"extents end at {at}, the disk at {size}")
