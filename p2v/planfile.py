@@ -58,14 +58,14 @@ def to_json(plan: Plan) -> Json:
     """A document for json.dumps."""
     document: Json = {"format_version": plan.format_version}
     for name in ("target", "output", "drivers", "disks", "volumes", "facts", "machine", "findings"):
-        document[name] = _plain(getattr(plan, name))
+        document[name] = plain(getattr(plan, name))
     document["changes"] = [change_to_json(change) for change in plan.changes]
     return document
 
 
 def change_to_json(change: Change) -> Json:
     """One change, with its kind first."""
-    fields = {field.name: _plain(getattr(change, field.name)) for field in dataclasses.fields(change)}
+    fields = {field.name: plain(getattr(change, field.name)) for field in dataclasses.fields(change)}
     return {"kind": KINDS[type(change)], **fields}
 
 
@@ -110,7 +110,7 @@ def readable(value: Value) -> str:
     return f"type {value.type}, {len(value.data)} bytes {value.data[:16].hex(' ')}"
 
 
-def _plain(thing: Any) -> Any:
+def plain(thing: Any) -> Any:
     """Anything of the model as lists, dicts, strings and numbers."""
     if isinstance(thing, Value):
         return {"type": thing.type, "data": thing.data.hex(), "reads": readable(thing)}
@@ -121,11 +121,11 @@ def _plain(thing: Any) -> Any:
     if isinstance(thing, enum.Enum):
         return thing.value
     if isinstance(thing, Mapping):
-        return {key: _plain(value) for key, value in thing.items()}
+        return {key: plain(value) for key, value in thing.items()}
     if isinstance(thing, (list, tuple)):
-        return [_plain(item) for item in thing]
+        return [plain(item) for item in thing]
     if dataclasses.is_dataclass(thing):
-        return {field.name: _plain(getattr(thing, field.name)) for field in dataclasses.fields(thing)}
+        return {field.name: plain(getattr(thing, field.name)) for field in dataclasses.fields(thing)}
     return thing
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from p2v.errors import Finding, Severity
 from p2v.model import (
@@ -19,7 +21,11 @@ from p2v.model import (
     ValueChange,
     VolumeFacts,
 )
-from p2v.planfile import readable
+from p2v.planfile import plain, readable
+
+if TYPE_CHECKING:
+    from p2v.conversion import Result
+    from p2v.planning import Inspection
 
 LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}
 
@@ -126,3 +132,54 @@ def render_findings(findings: Iterable[Finding]) -> str:
         first, *rest = str(finding).split("\n")
         lines += [f"  {LABELS[finding.severity]}: {first}", *(f"  {line}" for line in rest)]
     return "\n".join(lines)
+
+
+def render_inspection(seen: Inspection) -> str:
+    """What `p2v inspect` prints."""
+    lines = []
+    for index, (path, size) in enumerate(zip(seen.paths, seen.sizes, strict=True)):
+        lines.append(f"disk{index}  {path}, {amount(size)}")
+        lines += [f"  {volume_line(v)}" for v in seen.volumes if v.members[0].disk == f"disk{index}"]
+    facts = seen.facts
+    if facts is not None:
+        lines += [
+            "",
+            f"{facts.name}, build {facts.build}, {facts.architecture}, {facts.product_type}",
+            f"  in {facts.system_root} on {facts.boot_volume}; started from {facts.system_volume}",
+            f"  HAL {facts.hal.original_name if facts.hal else 'unknown'}; "
+            f"control sets {', '.join(facts.control_sets)}, {facts.default_control_set} is started",
+            f"  boot drivers: {', '.join(facts.boot_drivers)}",
+        ]
+    if seen.findings:
+        lines += ["", render_findings(seen.findings)]
+    lines += ["", f"next: p2v plan {' '.join(shlex.quote(path) for path in seen.paths)} -o FOLDER"
+              if facts is not None else "There is no guest here that p2v can convert."]
+    return "\n".join(lines)
+
+
+def render_result(result: Result, verb: str) -> str:
+    """What a finished run prints."""
+    if result.done_before:
+        return f"{result.folder}: nothing to do, all of it is {verb} already."
+    lines = [f"{verb}: {result.folder}, {result.changes} change(s)"]
+    for disk, report in result.reports.items():
+        counts = ((kind, getattr(report.counts, kind)) for kind in ("read", "found_zero", "zero", "free", "bad"))
+        lines.append(f"  {disk}  " + ", ".join(
+            f"{amount(size)} {kind.replace('_', ' ')}" for kind, size in counts if size))
+    lines += [f"  {file}" for file in result.files]
+    if result.findings:
+        lines += ["", render_findings(result.findings)]
+    return "\n".join(lines)
+
+
+def result_json(result: Result, verb: str) -> dict[str, object]:
+    """The same for other programs."""
+    return {
+        "done": verb,
+        "folder": result.folder,
+        "nothing_to_do": result.done_before,
+        "changes": result.changes,
+        "files": list(result.files),
+        "disks": {disk: report.to_json() for disk, report in result.reports.items()},
+        "findings": plain(result.findings),
+    }

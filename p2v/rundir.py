@@ -1,6 +1,6 @@
 """What a run keeps on disk, and where.
 
-    web01/                    what the user takes away
+    web01/                    what the user takes away (an adapted image's IMAGE.p2v has the same shape)
       disk0.qcow2  web01.xml  the images, in BIOS order, and the VM
       plan.json               what is changed and why
       manifest.json           what was copied
@@ -36,12 +36,6 @@ class RunDir:
     def of_output(cls, output: str | Path) -> RunDir:
         """The run of an output folder."""
         return cls(Path(output), Path(output) / "run")
-
-    @classmethod
-    def of_image(cls, image: str | Path) -> RunDir:
-        """The run of an adapted image: all of it lies in IMAGE.p2v/."""
-        folder = Path(f"{image}.p2v")
-        return cls(folder, folder)
 
     @property
     def plan(self) -> Path:

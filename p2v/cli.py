@@ -1,0 +1,257 @@
+"""argv → one public call → text and an exit code. Nothing else lives here.
+
+Only click is imported at the start: `p2v --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from p2v.errors import Cancelled, P2VError
+
+if TYPE_CHECKING:
+    from p2v.conversion import Result
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+DONE_WITH_LOSSES = 20  # finished, but ranges of a source were unreadable
+
+cancel = threading.Event()
+
+
+def reported(command: Command) -> Command:
+    """Errors of p2v as text (or JSON) and their exit code; no traceback unless --debug."""
+
+    @functools.wraps(command)
+    def run(**words: Any) -> None:
+        debug, as_json = words.pop("debug"), words["as_json"]
+        try:
+            command(**words)
+        except (KeyboardInterrupt, Cancelled) as error:
+            _fail(error if isinstance(error, Cancelled) else Cancelled(
+                "stopped", why="you asked for it; the source is untouched and no image looks finished",
+                next="run the same command again to go on"), as_json, debug)
+        except P2VError as error:
+            _fail(error, as_json, debug)
+        except click.ClickException:
+            raise
+        except Exception as error:  # the last door: the user sees no traceback, and learns what to send
+            _fail(_unforeseen(error), as_json, debug)
+
+    return run  # type: ignore[return-value]  # same call signature for click, which reads the options
+
+
+def _unforeseen(error: Exception) -> P2VError:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return P2VError(
+        f"p2v did not foresee this: {type(error).__name__}: {error}",
+        f"{place.name}, {place.filename.rsplit('/', 1)[-1]} line {place.lineno}",
+        "this is a bug in p2v; the source is untouched",
+        "run it again with --debug, and report what it prints together with plan.json",
+    )
+
+
+def _fail(error: P2VError, as_json: bool, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        where = error.where
+        print(json.dumps({"error": type(error).__name__, "what": error.what, "where": str(where),
+                          "why": error.why, "next": error.next, "exit_code": error.exit_code}))
+    print(f"p2v: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def common(command: Command) -> Command:
+    """--json and --debug, on every command."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(command)
+    return click.option("--debug", is_flag=True, help="Show tracebacks.")(command)
+
+
+def planned(command: Command) -> Command:
+    """The options of every command that makes a plan."""
+    for option in reversed((
+        click.option("--target", default="kvm", show_default=True, help="Where the guest will run."),
+        click.option("--drivers", multiple=True, type=click.Path(), metavar="DIR",
+                     help="Folder with driver files that the guest lacks; may be given several times."),
+        click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.qcow2)."),
+    )):
+        command = option(command)
+    return command
+
+
+class Bar:
+    """The library's progress as a tqdm bar a stage; silent where nobody looks."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._stage = ""
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """progress(stage, done, total), as the library calls it."""
+        if self._quiet:
+            return
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self.close()
+            unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if "copy" in stage or (
+                "verify" in stage) else {"unit": " changes"}
+            self._stage, self._bar = stage, tqdm(total=total, desc=stage, file=sys.stderr, **unit)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar of the current stage."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2v-engine")
+def main() -> None:
+    """Turn the disks of a legacy Windows server into a VM that boots.
+
+    The disks are only ever read. `plan` shows what would change and why; `convert` edits the guest on a
+    thin overlay, proves the edits, and only then copies once.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+
+
+@main.command()
+@click.argument("disks", nargs=-1, required=True, type=click.Path())
+@click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.qcow2).")
+@common
+@reported
+def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) -> None:
+    """Tell what is on DISKS: volumes, the guest, what is worth knowing."""
+    import p2v
+    from p2v.planfile import plain
+    from p2v.rendering import render_inspection
+
+    seen = p2v.inspect(disks, format=source_format)
+    print(json.dumps(plain(seen), indent=2) if as_json else render_inspection(seen))
+
+
+@main.command()
+@click.argument("disks", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(), help="The folder that will hold the VM.")
+@click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
+@planned
+@common
+@reported
+def plan(disks: tuple[str, ...], output: str, as_json: bool, **words: Any) -> None:
+    """Show what converting DISKS would change and why, and save it as OUTPUT/plan.json."""
+    import p2v
+    from p2v.conversion import save_plan
+    from p2v.planfile import to_json
+    from p2v.rundir import RunDir
+
+    made = p2v.plan(disks, output=output, **words)
+    run = RunDir.of_output(output)
+    with run.locked():
+        save_plan(made, run)
+    print(json.dumps(to_json(made), indent=2) if as_json else p2v.render(made))
+
+
+@main.command()
+@click.argument("disks", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", type=click.Path(), help="The folder that will hold the VM.")
+@click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
+@click.option("--force", is_flag=True, help="Replace what the output folder holds.")
+@planned
+@common
+@reported
+def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bool, **words: Any) -> None:
+    """Convert DISKS into OUTPUT, or go on with the run in the folder DISKS that `p2v plan` has made."""
+    import p2v
+    from p2v.conversion import load_plan
+
+    if output is None:
+        if len(disks) != 1:
+            raise click.UsageError("name the output folder with -o, or one folder that p2v plan has made")
+        made = load_plan(disks[0])
+    else:
+        made = p2v.plan(disks, output=output, **words)
+        if not as_json:
+            print(p2v.render(made), "\n")
+    bar = Bar(as_json)
+    try:
+        result = p2v.convert(made, progress=bar, cancel=cancel, force=force)
+    finally:
+        bar.close()
+    _tell(result, "converted", as_json)
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.option("--run", "run_folder", type=click.Path(), help="Where to keep the run (else FIRST_IMAGE.p2v).")
+@planned
+@common
+@reported
+def adapt(images: tuple[str, ...], run_folder: str | None, as_json: bool, **words: Any) -> None:
+    """Make the same changes in IMAGES that exist already, in place, with an undo."""
+    import p2v
+
+    bar = Bar(as_json)
+    try:
+        made, result = p2v.adapt(images, run_folder=run_folder, progress=bar, **words)
+    finally:
+        bar.close()
+    if not as_json:
+        print(p2v.render(made), "\n")
+    _tell(result, "adapted", as_json)
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+@common
+@reported
+def verify(folder: str, as_json: bool) -> None:
+    """Check the images of FOLDER: are the changes there, and is the content what was copied."""
+    import p2v
+
+    bar = Bar(as_json)
+    try:
+        result = p2v.verify(folder, progress=bar, cancel=cancel)
+    finally:
+        bar.close()
+    _tell(result, "verified", as_json)
+
+
+@main.command()
+@click.argument("folder", type=click.Path())
+@common
+@reported
+def undo(folder: str, as_json: bool) -> None:
+    """Take the changes back in the images of FOLDER (or of IMAGE.p2v): files byte for byte."""
+    import p2v
+
+    bar = Bar(as_json)
+    try:
+        result = p2v.undo(folder, progress=bar)
+    finally:
+        bar.close()
+    _tell(result, "undone", as_json)
+
+
+def _tell(result: Result, verb: str, as_json: bool) -> None:
+    from p2v.rendering import render_result, result_json
+
+    print(json.dumps(result_json(result, verb), indent=2) if as_json else render_result(result, verb))
+    if any(report.bad for report in result.reports.values()):
+        sys.exit(DONE_WITH_LOSSES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Inspect everything, return a Plan. Reads only.
+
+A View is what can be seen of some disks at one moment: their volumes, filesystems and guest. The plan is
+made from a view of the sources; prove and verify take another view of the overlay and of the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from p2v import changes as changing
+from p2v.errors import Finding, GuestError, P2VError, PlanError, ReadError, Severity, Unsupported, Where
+from p2v.model import (
+    SECTOR,
+    Change,
+    DiskPlan,
+    Filesystem,
+    FilesystemState,
+    Fixer,
+    Guest,
+    GuestFacts,
+    MachineDisk,
+    Plan,
+    Recovery,
+    Source,
+    Target,
+    Volume,
+    VolumeFacts,
+    read,
+)
+
+if TYPE_CHECKING:
+    from p2v.volume import Layout
+
+RESCUE_FIRST = (
+    "copy the disk with GNU ddrescue first (ddrescue -d DISK rescued.img rescued.map), "
+    "then run p2v adapt rescued.img"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is seen of some disks. guest is None where no guest is known: unknown says why."""
+
+    disks: Mapping[str, Source]
+    layout: Layout
+    filesystems: Mapping[str, Filesystem]
+    guest: Guest | None
+    unknown: P2VError | None
+
+    @property
+    def known_guest(self) -> Guest:
+        """The guest. Raises what stood in the way of knowing it."""
+        if self.guest is None:
+            raise self.unknown or Unsupported("no guest was looked for")
+        return self.guest
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the layout and the filesystems have to say, and the unknown guest."""
+        found = [*self.layout.findings]
+        for filesystem in self.filesystems.values():
+            found += filesystem.findings
+        return found + ([self.unknown.as_finding()] if self.unknown else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `p2v inspect` tells: paths in BIOS order, volumes, the guest's facts where one is known."""
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    volumes: tuple[VolumeFacts, ...]
+    facts: GuestFacts | None
+    findings: tuple[Finding, ...]
+
+
+def open_source(path: str | Path, format: str | None = None) -> Source:
+    """A disk to read: a block device, a raw file, or an image.
+
+    format: a name of formats.FORMATS; without it a file called *.qcow2 is read as qcow2 and everything
+    else as raw. The content never decides: a raw disk may begin like any format, and would then be able to
+    name other files of this machine.
+    Raises what device.open_disk and the format's reader raise.
+    """
+    from p2v.formats import FORMATS
+    from p2v.source.device import open_disk
+
+    kind = format or format_by_name(path)
+    if kind == "raw":
+        return open_disk(str(path))
+    if kind not in FORMATS:
+        raise PlanError(f"no format is called {kind}", next="choose one of: " + ", ".join(FORMATS))
+    return FORMATS[kind].read(str(path))
+
+
+def format_by_name(path: str | Path) -> str:
+    """The format of a source that was named without one."""
+    return "qcow2" if str(path).endswith(".qcow2") else "raw"
+
+
+@contextlib.contextmanager
+def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[dict[str, Source]]:
+    """The sources in the order given, as disk0, disk1 …; closed at the end."""
+    if not paths:
+        raise PlanError("no disk was named", next="name the server's disks, the boot disk first")
+    with contextlib.ExitStack() as stack:
+        disks: dict[str, Source] = {}
+        for path in paths:
+            source = open_source(path, format)
+            stack.callback(source.close)
+            disks[f"disk{len(disks)}"] = source
+        yield disks
+
+
+def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
+    """See what is on the disks. Raises ReadError where even the tables cannot be read."""
+    from p2v.filesystem import examine
+    from p2v.guest.guest import open_guest
+    from p2v.volume import find_volumes
+
+    try:
+        layout = find_volumes(disks)
+        filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
+        guest: Guest | None = None
+        unknown: P2VError | None = None
+        try:
+            guest = open_guest(disks, layout, filesystems, drivers)
+        except (Unsupported, GuestError) as error:
+            unknown = error
+        return View(disks, layout, filesystems, guest, unknown)
+    except ReadError as error:
+        raise ReadError(error.what, error.where, f"{error.why}; nothing can be planned without these bytes",
+                        RESCUE_FIRST) from error
+
+
+def in_bios_order(disks: Mapping[str, Source]) -> list[str]:
+    """The ids with the boot disk first: the one whose active partition holds ntldr; else as given."""
+    from p2v.filesystem import examine, open_files
+    from p2v.volume import find_volumes
+
+    for volume in find_volumes(disks).volumes:
+        if volume.partition is None or not volume.partition.active:
+            continue
+        with contextlib.suppress(P2VError):
+            if open_files(volume.source, examine(volume.source)).stat("\\ntldr") is not None:
+                first = volume.partition.disk
+                return [first, *(disk for disk in disks if disk != first)]
+    return list(disks)
+
+
+def inspect(paths: Sequence[str | Path], *, format: str | None = None) -> Inspection:
+    """What is on these disks. An unknown guest is a finding. Raises ReadError, LayoutError, PlanError."""
+    with opened(paths, format) as given:
+        order = in_bios_order(given)
+        disks = {f"disk{index}": given[name] for index, name in enumerate(order)}
+        seen = view(disks)
+        return Inspection(
+            paths=tuple(source.name for source in disks.values()),
+            sizes=tuple(source.size for source in disks.values()),
+            volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
+            facts=seen.guest.facts if seen.guest else None,
+            findings=tuple(seen.findings),
+        )
+
+
+def plan(
+    paths: Sequence[str | Path],
+    *,
+    target: str = "kvm",
+    output: str | Path,
+    drivers: Sequence[str | Path] = (),
+    format: str | None = None,
+    source_format: str | None = None,
+) -> Plan:
+    """What a conversion of these disks would do, and why. Nothing is written.
+
+    target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
+    the guest lacks. format: of the images; the target's best by default. source_format: see open_source.
+    Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
+    lacks a file, ReadError, LayoutError, PlanError.
+    """
+    from p2v.formats import FORMATS
+    from p2v.target import target_named
+
+    chosen = target_named(target)
+    if format is not None and format not in FORMATS:
+        raise PlanError(f"no format is called {format}", next="choose one of: " + ", ".join(FORMATS))
+    folders = [str(folder) for folder in drivers]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
+    with opened(paths, source_format) as given:
+        disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
+        seen = view(disks, folders)
+        guest = seen.known_guest
+        refuse_hibernated(seen)
+        wanted, findings = wishes(seen, chosen)
+        images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts))
+                  for id, source in disks.items()]
+        return Plan(
+            target=target,
+            output=str(output),
+            disks=tuple(images),
+            volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
+            facts=guest.facts,
+            machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
+            changes=tuple(wanted),
+            findings=(*seen.findings, *findings),
+            drivers=tuple(folders),
+        )
+
+
+def machine_disks(images: Sequence[DiskPlan], folder: str | Path) -> list[MachineDisk]:
+    """The VM's disks, in BIOS order, with the geometry that is written into the images."""
+    from p2v.volume.geometry import target_geometry
+
+    return [
+        MachineDisk(str(Path(folder).resolve() / image.image), image.format, image.size,
+                    target_geometry(image.size))
+        for image in images
+    ]
+
+
+def wishes(seen: View, target: Target) -> tuple[list[Change], list[Finding]]:
+    """What the recoveries and the fixers want changed, one change a place, and what they have to say."""
+    from p2v.guest.fixers import FIXERS
+
+    guest = seen.known_guest
+    wanted: list[Change] = [*recoveries(seen)]
+    findings: list[Finding] = []
+    for fixer in FIXERS:
+        for wish in _signed(fixer, guest, target):
+            if isinstance(wish, Finding):
+                findings.append(wish)
+            else:
+                wanted.append(wish)
+    return changing.merge(wanted), findings
+
+
+def _signed(fixer: Fixer, guest: Guest, target: Target) -> Iterator[Change | Finding]:
+    for wish in fixer.plan(guest, target):
+        yield wish if wish.fixer else dataclasses.replace(wish, fixer=fixer.NAME)
+
+
+def recoveries(seen: View) -> Iterator[Recovery]:
+    """Journals and hive logs that Windows left unreplayed, on what the plan will edit."""
+    from p2v.registry import regf
+
+    guest = seen.known_guest
+    for name in sorted({guest.facts.boot_volume, guest.facts.system_volume}):
+        if seen.filesystems[name].state is FilesystemState.UNCLEAN:
+            yield Recovery("journal", name, "", "", "Windows was not shut down: its journal holds changes "
+                           "that the files do not show yet")
+    for name, place in guest.facts.hives.items():
+        files = guest.files(place.volume)
+        log = place.path + ".LOG"
+        found = regf.recover(files.read(place.path), files.read(log) if files.stat(log) else None, name)
+        if found.replayed:
+            yield Recovery("hive-log", place.volume, place.path, found.digest,
+                           "the hive was not closed: its log holds the changes that it lacks", hive=name)
+
+
+def refuse_hibernated(seen: View) -> None:
+    """Raises GuestError when a volume of the guest holds a hibernated system."""
+    for name, filesystem in seen.filesystems.items():
+        if filesystem.state is FilesystemState.HIBERNATED:
+            raise GuestError(
+                "the server is hibernated, not shut down",
+                Where(item=f"{name}:\\hiberfil.sys"),
+                "its memory image refers to open files: edits and a boot elsewhere would corrupt them",
+                "start the server once more, shut it down in full, and plan again",
+            )
+
+
+def volume_facts(volume: Volume, seen: View) -> VolumeFacts:
+    """What a plan keeps of a volume."""
+    filesystem = seen.filesystems[volume.name]
+    spared = sum(r.length for r in (*filesystem.free, *filesystem.droppable))
+    return VolumeFacts(volume.name, volume.layout, volume.members, filesystem.kind, filesystem.version,
+                       filesystem.state, volume.source.size - spared)
+
+
+def disk_plan(id: str, source: Source, seen: View, format: str) -> DiskPlan:
+    """One source → one image. Raises Unsupported for a disk that the format cannot hold."""
+    from p2v.formats import FORMATS
+
+    if source.size > FORMATS[format].LIMIT:
+        raise Unsupported(f"{format} holds at most {FORMATS[format].LIMIT} bytes", Where(source.name),
+                          f"{id} has {source.size}", "choose another --format")
+    return DiskPlan(id, source.name, source.size, source.sector_size, fingerprint(id, seen), format,
+                    id + FORMATS[format].SUFFIX)
+
+
+def fingerprint(disk: str, seen: View) -> str:
+    """What must not have moved between plan and run: size, tables, boot sectors, hives. SHA-256."""
+    source = seen.disks[disk]
+    digest = hashlib.sha256(f"{source.size}:{source.sector_size}:".encode())
+    digest.update(read(source, 0, SECTOR))
+    for partition in seen.layout.partitions:
+        if partition.disk == disk:
+            digest.update(read(source, partition.entry_offset // SECTOR * SECTOR, SECTOR))
+    for volume in seen.layout.volumes:
+        if volume.members[0].disk == disk:
+            digest.update(read(volume.source, 0, min(volume.source.size, 16 * SECTOR)))
+    if seen.guest:
+        for place in seen.guest.facts.hives.values():
+            if seen.guest.volumes[place.volume].members[0].disk == disk:
+                digest.update(seen.guest.files(place.volume).read(place.path))
+    return digest.hexdigest()
+
+
+def errors_of(plan: Plan) -> list[Finding]:
+    """The findings that stop the plan from being run."""
+    return [finding for finding in plan.findings if finding.severity is Severity.ERROR]
