@@ -1,1 +1,28 @@
+"""What must change so that a Windows boots in the VM: one module for each worry.
 
+A fixer reads facts and yields changes and findings; it never writes. Where the guest is right already it
+yields nothing, so a second plan of a converted guest is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2v.guest.fixers import (
+    boot_ini,
+    boot_sectors,
+    boot_storage,
+    crash_control,
+    hive_files,
+    processor_services,
+)
+from p2v.model import Fixer
+
+FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes first
+    boot_sectors,
+    boot_ini,
+    hive_files,
+    boot_storage,
+    processor_services,
+    crash_control,
+)

@@ -1,0 +1,136 @@
+"""NTLDR must find the Windows folder through the VM's BIOS: boot.ini's paths become multi().
+
+scsi() and signature() paths make NTLDR load ntbootdd.sys, a copy of the old controller's driver; in the VM
+it ends in "computer disk hardware configuration problem". A diagnostic line is added once. Every other
+byte of the file stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from p2v.errors import Finding, GuestError, Severity, Where
+from p2v.guest import bootini, facts
+from p2v.guest.bootini import ArcPath, BootIni, Line
+from p2v.guest.fixers.edits import hindrances
+from p2v.model import Change, Content, Family, FileChange, Guest, Target
+
+NAME = "boot-ini"
+MARK = b"[VM diagnostic]"
+MENU_LIMIT = 10  # lines that NTLDR's menu shows [from memory]
+PLACE = "\\boot.ini"
+DEBUGGER = re.compile(rb"(?i)/(debug|debugport|baudrate|crashdebug|nodebug)(=\S+)?")
+
+
+def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: ARG001  # the protocol's
+    """One change of boot.ini, or none."""
+    if guest.facts.family is not Family.WINDOWS:
+        return
+    volume = guest.facts.system_volume
+    files = guest.files(volume)
+    name = facts.spelled(files, "", "boot.ini")
+    if name is None:  # said when the system was recognised; ntldr's own default needs no file
+        return
+    path = "\\" + name
+    before = files.read(path)
+    old = bootini.parse(before, path)
+    new, said, reasons = _resolved(guest, old)
+    yield from said
+    new, reasons = _diagnostic(guest, new, reasons)
+    if facts.spelled(files, "", "ntbootdd.sys"):
+        yield Finding("ntbootdd.sys is left where it is", Where(volume, item="\\ntbootdd.sys"),
+                      "it is the old controller's driver for scsi() paths; with multi() it is not loaded",
+                      "delete it when the VM has proven itself", fixer=NAME)
+    if new.data != before:
+        blocked = list(hindrances(guest, volume, path, NAME))
+        yield from blocked
+        if not blocked:
+            yield FileChange(volume, path, Content(before), Content(new.data), "; ".join(reasons), NAME)
+
+
+def _resolved(guest: Guest, ini: BootIni) -> tuple[BootIni, list[Finding], list[str]]:
+    """Every path that the VM's BIOS cannot follow becomes multi()."""
+    said: list[Finding] = []
+    reasons: list[str] = []
+    default = ini.default_line
+    places = [(line.number, line.path) for line in ini.systems]
+    if ini.default_number is not None:
+        places.append((ini.default_number, ini.default))
+    for number, path in places:
+        arc = bootini.parse_arc(path.decode("latin-1"))
+        if arc is None:
+            continue
+        starts = default is not None and path.strip().lower() == default.path.strip().lower()
+        wanted = _wanted(guest, arc, starts=starts)
+        if wanted is None:
+            said.append(_lost(guest, arc, starts=starts))
+        elif wanted != arc:
+            ini = ini.with_path(number, path, wanted)
+            reason = f"{arc} → {wanted}: {_why(arc)}"
+            reasons += [] if reason in reasons else [reason]
+    return ini, said, reasons
+
+
+def _wanted(guest: Guest, arc: ArcPath, *, starts: bool) -> ArcPath | None:
+    """The path for the VM; None where it leads nowhere."""
+    home = guest.volumes[guest.facts.boot_volume].partition
+    possible = bootini.candidates(arc, guest.disks, guest.partitions)
+    if starts and home in possible:  # where the Windows was found that this line starts
+        possible = (home,)
+    for partition in possible:
+        volume = facts.volume_of(guest.volumes, partition)
+        if volume and _has_folder(guest, volume, arc.directory):
+            if arc.kind == "multi" and arc.disk == 0 and arc.first == 0:
+                return arc
+            return bootini.arc_of(partition, guest.disks, arc.directory)
+    if starts and home is not None and home.number:
+        return bootini.arc_of(home, guest.disks, guest.facts.system_root)
+    return None
+
+
+def _has_folder(guest: Guest, volume: str, directory: str) -> bool:
+    try:
+        stat = guest.files(volume).stat(directory) if directory else None
+    except GuestError:  # no filesystem that can be read: no Windows folder either
+        return False
+    return stat is not None and stat.is_folder
+
+
+def _why(arc: ArcPath) -> str:
+    if arc.kind == "multi":
+        return "the old path leads to no Windows folder (hal.dll or ntoskrnl.exe would be missing)"
+    return ("the VM's BIOS serves the disk by INT 13h; with the old path NTLDR loads ntbootdd.sys and ends "
+            "with a disk hardware configuration problem")
+
+
+def _lost(guest: Guest, arc: ArcPath, *, starts: bool) -> Finding:
+    severity = Severity.ERROR if starts else Severity.WARNING
+    return Finding(f"a path of boot.ini leads nowhere: {arc}", Where(guest.facts.system_volume, item=PLACE),
+                   "no partition of that number holds the folder",
+                   "give all disks of the server in BIOS order, or mend the line", severity, NAME)
+
+
+def _diagnostic(guest: Guest, ini: BootIni, reasons: list[str]) -> tuple[BootIni, list[str]]:
+    """Add the diagnostic line after the last system, unless one is there or the menu is full."""
+    default = ini.default_line
+    full = len(ini.systems) >= MENU_LIMIT
+    marked = any(MARK.lower() in line.title.lower() for line in ini.systems)
+    if default is None or default.arc is None or marked or full:
+        return ini, reasons
+    text = default.path.strip() + b'="' + _title(guest, default) + b'" ' + _switches(default)
+    return ini.with_line(text), [*reasons, "a second line that names each driver as it loads (/SOS) and "
+                                 "uses plain VGA (/BASEVIDEO), for a first boot that fails"]
+
+
+def _title(guest: Guest, line: Line) -> bytes:
+    plain = guest.facts.name.partition(" Service Pack")[0].partition(" (")[0]
+    return (line.title.strip() or plain.encode("ascii", "replace")) + b" " + MARK
+
+
+def _switches(line: Line) -> bytes:
+    kept = b" ".join(DEBUGGER.sub(b"", line.switches).split())
+    for switch in (b"/SOS", b"/BASEVIDEO"):
+        if switch.lower() not in kept.lower().split():
+            kept += b" " + switch
+    return kept.strip()
