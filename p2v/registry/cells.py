@@ -50,7 +50,7 @@ class BaseBlock(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A key node. list, value_list, security, class_cell: offsets of other cells."""
+    """A key node. subkey_list, value_list, security, class_cell: offsets of other cells."""
 
     signature: bytes
     flags: int
@@ -59,7 +59,7 @@ class Key(NamedTuple):
     parent: int
     subkeys: int
     volatile: int
-    list: int
+    subkey_list: int
     volatile_list: int
     values: int
     value_list: int
@@ -102,7 +102,7 @@ class Leaf(NamedTuple):
 
     offset: int
     signature: bytes
-    count: int
+    length: int
 
 
 def damaged(name: str, what: str, offset: int | None = None, item: str = "") -> GuestError:
@@ -113,7 +113,7 @@ def damaged(name: str, what: str, offset: int | None = None, item: str = "") -> 
 
 def checksum(data: bytes | bytearray) -> int:
     """Of a base block: XOR of its first 127 dwords, never 0 and never all ones."""
-    value = reduce(xor, struct.unpack_from("<127I", data))
+    value: int = reduce(xor, struct.unpack_from("<127I", data))
     return {0: 1, NOWHERE: NOWHERE - 1}.get(value, value)
 
 
@@ -137,12 +137,12 @@ def readable_base(data: bytes | bytearray, name: str) -> BaseBlock:
     base = base_block(data, name)
     if base.major != 1 or not 2 <= base.minor <= 6:
         raise Unsupported(f"the hive {name} has format {base.major}.{base.minor}",
-                          Where(name, 20, 8, "base block, version"), "p2v reads 1.2 to 1.6 (NT 3.5 and later)",
+                          Where(name, 20, 8, "base block, version"), "p2v reads 1.2 to 1.6",
                           "this is no hive of NT 4, 2000, XP or 2003; is it the right file?")
     if base.size == 0 or base.size % 4096:
         raise damaged(name, f"its bins are {base.size} bytes, not a multiple of 4096", 40)
     if BINS + base.size > len(data):
-        raise damaged(name, f"it is truncated: {BINS + base.size} bytes are needed, the file has {len(data)}", 40)
+        raise damaged(name, f"it is cut off: {BINS + base.size} bytes are needed, {len(data)} are there", 40)
     return base
 
 
@@ -171,7 +171,8 @@ def fold(name: str) -> str:
     """
     if name.isascii():
         return name.upper()
-    return "".join(upper if char < "\U00010000" and len(upper := char.upper()) == 1 else char for char in name)
+    return "".join(upper if len(upper := char.upper()) == 1 and char < "\U00010000" else char
+                   for char in name)
 
 
 def sort_key(name: str) -> bytes:
@@ -196,26 +197,29 @@ class Cells:
             (size,) = unpack(data, offset)
             length = abs(size)
             if length < 8 or length & 3 or offset + length > end:
-                raise damaged(self.name, f"the cell at {offset:#x} claims {length} bytes", offset)
+                raise self.bad(f"the cell at {offset:#x} claims {length} bytes", offset)
             if size < 0:
                 sizes[offset - BINS] = length - 4
             offset += length
+
+    def bad(self, what: str, offset: int | None = None) -> GuestError:
+        """The error of this hive's damage. offset: bytes from the start of its file."""
+        return damaged(self.name, what, offset)
 
     def content(self, offset: int, least: int, what: str) -> int:
         """File offset of a cell's content, which has at least so many bytes."""
         size = self.sizes.get(offset)
         if size is None:
-            raise damaged(self.name, f"{what} is said to be at {offset + BINS:#x}, where no cell is in use",
-                          offset + BINS)
+            raise self.bad(f"{what} is said to be where no cell is in use", offset + BINS)
         if size < least:
-            raise damaged(self.name, f"{what} needs {least} bytes, its cell has {size}", offset + BINS)
+            raise self.bad(f"{what} needs {least} bytes, its cell has {size}", offset + BINS)
         return offset + BINS + 4
 
     def key(self, offset: int) -> Key:
         """A key node."""
         key = Key(*_KEY.unpack_from(self.data, self.content(offset, _KEY.size, "a key")))
         if key.signature != b"nk":
-            raise damaged(self.name, f"the cell at {offset + BINS:#x} is listed as a key and is none", offset + BINS)
+            raise self.bad("a cell is listed as a key and is none", offset + BINS)
         return key
 
     def key_name(self, offset: int, key: Key) -> str:
@@ -227,22 +231,21 @@ class Cells:
         """The lists that hold a key's subkeys."""
         if key.subkeys == 0:
             return
-        first = self._leaf(key.list)
+        first = self._leaf(key.subkey_list)
         if first.signature != b"ri":
             yield first
             return
-        for offset in self._numbers(first.offset, 4, first.count, 1):
+        for offset in self._numbers(first.offset, 4, first.length, 1):
             leaf = self._leaf(offset)
-            if leaf.signature == b"ri" or leaf.count == 0:
-                raise damaged(self.name, "an index root lists an empty list or another root", offset + BINS)
+            if leaf.signature == b"ri" or leaf.length == 0:
+                raise self.bad("an index root lists an empty list or another root", offset + BINS)
             yield leaf
 
     def _leaf(self, offset: int) -> Leaf:
         at = self.content(offset, _LIST.size, "a list of subkeys")
         signature, count = _LIST.unpack_from(self.data, at)
         if signature not in (b"lf", b"lh", b"li", b"ri"):
-            raise damaged(self.name, f"the cell at {offset + BINS:#x} should list subkeys and does not",
-                          offset + BINS)
+            raise self.bad("a cell should list subkeys and does not", offset + BINS)
         return Leaf(offset, signature, count)
 
     def _numbers(self, offset: int, skip: int, count: int, step: int) -> tuple[int, ...]:
@@ -253,12 +256,11 @@ class Cells:
         """Offsets of a key's subkeys, in the order of its lists."""
         found: list[int] = []
         for leaf in self.leaves(key):
-            found += self._numbers(leaf.offset, 4, leaf.count, 1 if leaf.signature == b"li" else 2)
+            found += self._numbers(leaf.offset, 4, leaf.length, 1 if leaf.signature == b"li" else 2)
             if len(found) > len(self.sizes):
-                raise damaged(self.name, "a key lists more subkeys than the hive has cells", leaf.offset + BINS)
+                raise self.bad("a key lists more subkeys than the hive has cells", leaf.offset + BINS)
         if len(found) != key.subkeys:
-            raise damaged(self.name, f"a key claims {key.subkeys} subkeys and lists {len(found)}",
-                          key.list + BINS)
+            raise self.bad(f"a key claims {key.subkeys} subkeys, lists {len(found)}", key.subkey_list + BINS)
         return found
 
     def values(self, key: Key) -> tuple[int, ...]:
@@ -266,8 +268,7 @@ class Cells:
         if key.values == 0:
             return ()
         if key.values > len(self.sizes):
-            raise damaged(self.name, f"a key claims {key.values} values, more than the hive has cells",
-                          key.value_list + BINS if key.value_list != NOWHERE else None)
+            raise self.bad(f"a key claims {key.values} values, more than the hive has cells")
         return self._numbers(key.value_list, 0, key.values, 1)
 
     def security(self, offset: int) -> Security:
@@ -275,8 +276,7 @@ class Cells:
         at = self.content(offset, _SECURITY.size, "a security descriptor")
         security = Security(*_SECURITY.unpack_from(self.data, at))
         if security.signature != b"sk":
-            raise damaged(self.name, f"the cell at {offset + BINS:#x} should hold a security descriptor and does not",
-                          offset + BINS)
+            raise self.bad("a cell should hold a security descriptor and does not", offset + BINS)
         self.content(offset, _SECURITY.size + security.size, "a security descriptor")
         return security
 
@@ -285,8 +285,7 @@ class Cells:
         at = self.content(offset, _VALUE.size, "a value")
         value = ValueNode(*_VALUE.unpack_from(self.data, at))
         if value.signature != b"vk":
-            raise damaged(self.name, f"the cell at {offset + BINS:#x} is listed as a value and is none",
-                          offset + BINS)
+            raise self.bad("a cell is listed as a value and is none", offset + BINS)
         self.content(offset, _VALUE.size + value.name_length, "a value with its name")
         return value
 
@@ -294,8 +293,7 @@ class Cells:
         """Offsets of the cells that hold a value's data: none where the value at offset holds it itself."""
         if value.size & SMALL:
             if value.size & ~SMALL > 4:
-                raise damaged(self.name, f"a value claims {value.size & ~SMALL} bytes in a field of 4",
-                              offset + BINS)
+                raise self.bad(f"a value claims {value.size & ~SMALL} bytes in a field of 4", offset + BINS)
             return []
         if value.size == 0:
             return []
@@ -308,7 +306,7 @@ class Cells:
             left = value.size - number * SEGMENT
             self.content(segment, max(0, min(left, SEGMENT)), "a segment of big data")
         if count * SEGMENT < value.size:
-            raise damaged(self.name, f"big data of {value.size} bytes has {count} segments", value.data + BINS)
+            raise self.bad(f"big data of {value.size} bytes has {count} segments", value.data + BINS)
         return [value.data, table, *segments]
 
     def is_big(self, offset: int) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 
 from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
-from p2v.registry.cells import BINS, NOWHERE, REPAIR, SEGMENT, Cells, Key, checksum_holds, damaged, sort_key
+from p2v.registry.cells import BINS, NOWHERE, REPAIR, SEGMENT, Cells, Key, checksum_holds, sort_key
 
 MOST = 100  # findings of one hive; the rest says nothing new
 
@@ -19,7 +19,7 @@ def check(data: bytes, name: str) -> tuple[Finding, ...]:
     """Bins, cells, keys, lists and values of a hive.
 
     ERROR: the tree cannot be trusted, or this version of the format does not know the form.
-    WARNING: one value or class name is damaged, or the order of names outside ASCII looks wrong.
+    WARNING: one value is damaged, or the order of names outside ASCII looks wrong.
     INFO: space that is in use but that nothing refers to. Bounded: each cell is visited once.
     """
     try:
@@ -54,9 +54,9 @@ class _Check:
     def base(self) -> None:
         base = self.cells.base
         if not checksum_holds(self.cells.data):
-            self.say(damaged(self.name, "the base block's checksum is wrong", 508))
+            self.say(self.cells.bad("the base block's checksum is wrong", 508))
         if base.sequence1 != base.sequence2:
-            self.say(damaged(self.name, f"its sequence numbers are {base.sequence1} and {base.sequence2}: "
+            self.say(self.cells.bad(f"its sequence numbers are {base.sequence1} and {base.sequence2}: "
                                         "Windows was writing it when it stopped", 4))
 
     def tree(self) -> None:
@@ -69,37 +69,47 @@ class _Check:
             try:
                 key = self.cells.key(offset)
                 if parent != NOWHERE and key.parent != parent:
-                    raise damaged(self.name, f"a key names another parent ({key.parent + BINS:#x}) than the key "
-                                             f"that lists it ({parent + BINS:#x})", offset + BINS)
+                    raise self.cells.bad("a key is listed below a key that is not its parent", offset + BINS)
                 todo += [(child, offset, f"{path}\\{name}" if path else name)
                          for child, name in self.subkeys(key)]
                 self.security(key, offset)
+                if key.class_cell != NOWHERE:
+                    self.cells.content(key.class_cell, key.class_length, "a key's class name")
+                    self.claim(key.class_cell, "a key's class name")
             except GuestError as error:
                 self.say(error, item=path)
                 continue
             self.values(key, path)
 
+    def claim(self, offset: int, what: str) -> None:
+        """A cell belongs to one owner: hivex frees what it replaces."""
+        if offset in self.used:
+            self.say(self.cells.bad(f"{what} lies in a cell that something else has too", offset + BINS))
+        self.used.add(offset)
+
     def subkeys(self, key: Key) -> list[tuple[int, str]]:
         """A key's subkeys with their names, each listed once in the hive, in order."""
         cells, used = self.cells, self.used
         if key.subkeys == 0:
-            if key.list in cells.sizes:
-                used.add(key.list)  # hivex leaves an empty list behind the last deleted subkey
+            if key.subkey_list in cells.sizes:
+                used.add(key.subkey_list)  # hivex leaves an empty list behind the last deleted subkey
             return []
         offsets = cells.subkeys(key)
-        used.add(key.list)
-        for leaf in cells.leaves(key):
-            used.add(leaf.offset)
+        leaves = list(cells.leaves(key))
+        if leaves[0].offset != key.subkey_list:
+            self.claim(key.subkey_list, "an index root")
+        for leaf in leaves:
+            self.claim(leaf.offset, "a list of subkeys")
             if leaf.signature == b"lh" and cells.base.minor < 5:
-                raise damaged(self.name, f"a list of hashes (lh) in a hive of version 1.{cells.base.minor}, "
+                raise self.cells.bad(f"a list of hashes (lh) in a hive of version 1.{cells.base.minor}, "
                                          "which does not know it", leaf.offset + BINS)
         found = []
         for offset in offsets:
             if offset in used:
-                raise damaged(self.name, "a key is listed twice", offset + BINS)
+                raise self.cells.bad("a key is listed twice", offset + BINS)
             used.add(offset)
             found.append((offset, cells.key_name(offset, cells.key(offset))))
-        self.order([name for _, name in found], key.list)
+        self.order([name for _, name in found], key.subkey_list)
         return found
 
     def order(self, names: list[str], offset: int) -> None:
@@ -110,14 +120,14 @@ class _Check:
                 continue
             before, after = names[number - 1], names[number]
             same = keys[number - 1] == keys[number]
-            self.say(damaged(self.name, f"subkeys are out of order: {before!r} is listed before {after!r}",
+            self.say(self.cells.bad(f"subkeys are out of order: {before!r} is listed before {after!r}",
                              offset + BINS),
                      Severity.ERROR if same or (before + after).isascii() else Severity.WARNING)
 
     def security(self, key: Key, offset: int) -> None:
         """A key's security descriptor: in a ring with all others, counting its keys."""
         if key.security == NOWHERE:
-            raise damaged(self.name, "a key has no security descriptor", offset + BINS)
+            raise self.cells.bad("a key has no security descriptor", offset + BINS)
         self.owners[key.security] += 1
         if key.security in self.used:
             return
@@ -130,22 +140,19 @@ class _Check:
         """Windows frees a descriptor whose count falls to zero."""
         for offset, count in self.owners.items():
             if offset in self.used and (stored := self.cells.security(offset).references) != count:
-                self.say(damaged(self.name, f"a security descriptor counts {stored} keys and has {count}",
+                self.say(self.cells.bad(f"a security descriptor counts {stored} keys and has {count}",
                                  offset + BINS), Severity.WARNING)
 
     def values(self, key: Key, path: str) -> None:
-        """Values and the class name: each stands alone, so damage here does not make the tree untrue."""
+        """Values: each stands alone, so damage here does not make the tree untrue."""
         cells = self.cells
         try:
-            if key.class_length and key.class_cell != NOWHERE:
-                cells.content(key.class_cell, key.class_length, "a key's class name")
-                self.used.add(key.class_cell)
             offsets = cells.values(key)
         except GuestError as error:
             self.say(error, Severity.WARNING, path)
             return
-        if key.value_list != NOWHERE:
-            self.used.add(key.value_list)
+        if offsets:
+            self.claim(key.value_list, "a list of values")
         for offset in offsets:
             try:
                 self.value(offset)
@@ -153,14 +160,16 @@ class _Check:
                 self.say(error, Severity.WARNING, path)
 
     def value(self, offset: int) -> None:
-        self.used.add(offset)
+        self.claim(offset, "a value")
         value = self.cells.value(offset)
         held = self.cells.value_cells(offset, value)
-        self.used.update(held)
-        if len(held) > 1 and self.cells.base.minor < 4:
-            raise damaged(self.name, f"big data (db) in a hive of version 1.{self.cells.base.minor}", offset + BINS)
-        if len(held) == 1 and value.size > SEGMENT and self.cells.base.minor >= 4:
-            raise damaged(self.name, f"a value of {value.size} bytes is not stored as big data", offset + BINS)
+        for cell in held:
+            self.claim(cell, "a value's data")
+        minor = self.cells.base.minor
+        if len(held) > 1 and minor < 4:
+            raise self.cells.bad(f"big data (db) in a hive of version 1.{minor}", offset + BINS)
+        if len(held) == 1 and value.size > SEGMENT and minor >= 4:
+            raise self.cells.bad(f"a value of {value.size} bytes is not stored as big data", offset + BINS)
 
     def unreferenced(self) -> None:
         """Cells in use that nothing refers to: wasted, not wrong."""
@@ -169,7 +178,7 @@ class _Check:
             amount = sum(self.cells.sizes[offset] + 4 for offset in lost)
             self.findings.append(Finding(
                 f"the hive {self.name} has {len(lost)} cells in use that nothing refers to",
-                Where(self.name, min(lost) + BINS), f"{amount} bytes are wasted; nothing is lost", "nothing to do"))
+                Where(self.name, min(lost) + BINS), f"{amount} bytes are wasted; nothing is lost"))
 
 
 def refuse_damage(data: bytes, name: str, doing: str) -> None:

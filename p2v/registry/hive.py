@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from p2v.errors import GuestError, MissingTool, Unsupported, Where
 from p2v.model import Value
@@ -18,7 +19,6 @@ from p2v.registry.cells import SEGMENT, damaged, fold, readable_base
 from p2v.registry.check import refuse_damage
 from p2v.registry.regf import is_dirty, lh_to_lf
 
-_T = TypeVar("_T")
 _Values = list[tuple[str, Value]]
 _LONGEST = 999_000  # bytes of one value: hivex refuses cells past 1,000,000
 
@@ -26,9 +26,9 @@ _LONGEST = 999_000  # bytes of one value: hivex refuses cells past 1,000,000
 class HiveEditor:
     """A hive being edited. Keys are paths below the root, "" is the root; case is ignored.
 
-    data: the whole file, its log already replayed. Nothing is written until commit() gives the new bytes.
-    Raises GuestError for a dirty or damaged hive, Unsupported for formats other than 1.3 to 1.5 (NT 4 to 2003),
-    MissingTool without hivex.
+    data: the whole file, its log already replayed. Nothing is written: commit() gives the new bytes.
+    Raises GuestError for a dirty or damaged hive, Unsupported for formats other than 1.3 to 1.5
+    (NT 4 to 2003), MissingTool without hivex.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
@@ -37,11 +37,11 @@ class HiveEditor:
         if self._minor not in (3, 4, 5):
             raise Unsupported(f"the hive {name} has format 1.{self._minor} and is not edited",
                               Where(name, 24, 4, "base block, minor version"),
-                              "p2v edits hives of NT 4, 2000, XP and 2003 (1.3 to 1.5); older ones know other lists",
+                              "p2v edits hives of NT 4, 2000, XP and 2003 (1.3 to 1.5)",
                               "convert this guest with tools of its own generation")
         if is_dirty(data, name):
-            raise GuestError(f"the hive {name} is dirty", Where(name, 4), "hivex would lose what its log holds",
-                             "replay its log first (regf.recover)")
+            raise GuestError(f"the hive {name} is dirty", Where(name, 4),
+                             "hivex would lose what its log holds", "replay its log first")
         refuse_damage(data, name, "found before the edit")
         self._hivex = self._open(data)
         self._pending: dict[int, _Values] = {}  # node → its values as they will be
@@ -88,7 +88,7 @@ class HiveEditor:
                 _plain(part)
                 if not part.isascii() or len(part) > 255:
                     raise ValueError(f"no name for a new key: {part!r}")
-                child = self._call(key, lambda: self._hivex.node_add_child(node, part))  # noqa: B023 - called at once
+                child = int(self._call(key, self._hivex.node_add_child, node, part))
             node = child
 
     def delete_key(self, key: str, *, recursive: bool = False) -> None:
@@ -97,18 +97,19 @@ class HiveEditor:
         node = self._existing(key)
         if node == self._root():
             raise ValueError("the root of a hive cannot be removed")
-        subkeys = self._call(key, lambda: self._hivex.node_nr_children(node))
-        values = self._call(key, lambda: self._hivex.node_nr_values(node))
+        subkeys = self._call(key, self._hivex.node_nr_children, node)
+        values = self._call(key, self._hivex.node_nr_values, node)
         if (subkeys or values) and not recursive:
             raise GuestError(f"the key is not empty: {subkeys} subkeys, {values} values", self._where(key),
                              "only what was planned is removed", "remove what is in it first")
-        self._call(key, lambda: self._hivex.node_delete_child(node))
+        self._prove_deletable(node, key)
+        self._call(key, self._hivex.node_delete_child, node)
 
     def commit(self) -> bytes:
         """The hive with all edits, checked whole. More edits may follow. Raises GuestError."""
         self._flush()
         with open(os.memfd_create(f"p2v-{self._name}"), "rb") as file:
-            self._call("", lambda: self._hivex.commit(f"/proc/self/fd/{file.fileno()}"))
+            self._call("", self._hivex.commit, f"/proc/self/fd/{file.fileno()}")
             data = file.read()
         if self._minor < 5:
             data = lh_to_lf(data, self._name)
@@ -124,25 +125,25 @@ class HiveEditor:
         with open(os.memfd_create(f"p2v-{self._name}"), "wb") as file:  # hivex takes paths only
             file.write(data)
             file.flush()
-            return self._call("", lambda: hivex.Hivex(f"/proc/self/fd/{file.fileno()}", write=True))
+            return self._call("", partial(hivex.Hivex, write=True), f"/proc/self/fd/{file.fileno()}")
 
-    def _call(self, key: str, work: Callable[[], _T]) -> _T:
+    def _call(self, key: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """hivex reports errors as RuntimeError with the text of errno, names as UnicodeError."""
         try:
-            return work()
+            return function(*arguments)
         except (RuntimeError, OSError, UnicodeError) as error:
             raise GuestError(f"hivex cannot edit the hive {self._name}: {error}", self._where(key),
                              "the hive holds something that hivex does not handle; nothing was written",
-                             "report this with the hive; HIVEX_DEBUG=1 in the environment says more") from error
+                             "report this with the hive; HIVEX_DEBUG=1 says more") from error
 
     def _where(self, key: str, value: str | None = None) -> Where:
         return Where(self._name, item=key if value is None else f"{key}:{value}")
 
     def _root(self) -> int:
-        return self._call("", lambda: int(self._hivex.root()))
+        return int(self._call("", self._hivex.root))
 
     def _child(self, node: int, part: str, key: str) -> int | None:
-        found = self._call(key, lambda: self._hivex.node_get_child(node, part))
+        found = self._call(key, self._hivex.node_get_child, node, part)
         return None if not found else int(found)
 
     def _existing(self, key: str) -> int:
@@ -156,14 +157,18 @@ class HiveEditor:
 
     def _values(self, node: int, key: str) -> _Values:
         if node not in self._pending:
-            return self._call(key, lambda: [self._value(each) for each in self._hivex.node_values(node)])
+            return [self._call(key, self._value, each)
+                    for each in self._call(key, self._hivex.node_values, node)]
         return self._pending[node]
 
     def _value(self, handle: int) -> tuple[str, Value]:
+        """A value as hivex sees it, refused where hivex could not write it again or would abort."""
         name = self._hivex.value_key(handle)
         if len(name.encode()) != self._hivex.value_key_len(handle):
-            raise damaged(self._name, f"a value's name holds a NUL ({name!r} and more), which hivex would cut off")
+            raise damaged(self._name, f"a value's name holds a NUL ({name!r} and more)")
         kind, data = self._hivex.value_value(handle)
+        if not data and self._hivex.value_data_cell_offset(handle)[1]:
+            raise damaged(self._name, f"the empty value {name!r} refers to a cell")
         return name, Value(kind & 0xFFFFFFFF, data)
 
     def _change(self, node: int, key: str, values: _Values) -> None:
@@ -171,15 +176,24 @@ class HiveEditor:
         big = [name for name, value in values if len(value.data) > SEGMENT]
         if big and self._minor >= 4:
             raise Unsupported("a key with big data cannot be edited", self._where(key, big[0]),
-                              f"hivex would write its values anew, and this one ({SEGMENT} bytes and more) in a form "
-                              "that XP and 2003 do not read", "make this edit inside the running guest")
+                              "hivex would write all its values anew, and values of more than "
+                              f"{SEGMENT} bytes in a form that XP and 2003 do not read",
+                              "make this edit inside the running guest")
         self._pending[node] = values
 
     def _flush(self) -> None:
         for node, values in self._pending.items():
             entries = [{"key": name, "t": value.type, "value": value.data} for name, value in values]
-            self._call("", lambda: self._hivex.node_set_values(node, entries))  # noqa: B023 - called at once
+            self._call("", self._hivex.node_set_values, node, entries)
         self._pending.clear()
+
+    def _prove_deletable(self, node: int, key: str) -> None:
+        """hivex frees what values refer to without looking: look first."""
+        todo = [node]
+        while todo:
+            node = todo.pop()
+            self._values(node, key)
+            todo += self._call(key, self._hivex.node_children, node)
 
 
 def _parts(key: str) -> list[str]:

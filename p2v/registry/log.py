@@ -62,8 +62,8 @@ def recover(data: bytes, log: bytes | None, name: str) -> Recovered:
     if primary:
         _match(header, primary, name)
     elif header.timestamp != struct.unpack_from("<Q", data, BINS + 20)[0]:
-        raise _unfit(name, "the base block's checksum is wrong, and the log is of another moment than the first "
-                           "bin", BINS + 20)
+        raise _unfit(name, "its base block's checksum is wrong, and its log is of another moment than its "
+                           "first bin", BINS + 20)
     recovered = _apply(data, log, header, name)
     _clean_base(recovered, log, header, primary.sequence1 if primary else None)
     for _ in walk_bins(recovered, readable_base(recovered, name).size, name):
@@ -79,8 +79,8 @@ def _state(primary: BaseBlock | None) -> str:
 
 def _unfit(name: str, what: str, offset: int, source: str = "") -> GuestError:
     return GuestError(f"the hive {name} was not written to its end: {what}", Where(source or name, offset),
-                      "Windows was stopped while it wrote this hive; without the log a part of the settings is "
-                      "from before and a part from after", _NEXT)
+                      "Windows was stopped while it wrote this hive; without the log a part of the settings "
+                      "is from before and a part from after", _NEXT)
 
 
 def _log_header(log: bytes, name: str) -> BaseBlock:
@@ -91,15 +91,15 @@ def _log_header(log: bytes, name: str) -> BaseBlock:
     header = base_block(log, beside)
     if header.type == _NEW or log[PAGE:PAGE + 4] == b"HvLE":
         raise Unsupported(f"the log of the hive {name} has the form of Windows 8.1 and later",
-                          Where(beside, 28, 4, "base block, type"), "p2v replays logs of NT 4, 2000, XP and 2003",
+                          Where(beside, 28, 4, "base block, type"), "p2v replays logs of NT 4 to 2003",
                           "this guest is newer than p2v handles; shut it down cleanly and use virt-v2v")
     if header.type not in (_XP, _NT4):
         raise _unfit(name, f"its log has type {header.type} instead of {_XP} or {_NT4}", 28, beside)
     if not checksum_holds(log):
         raise _unfit(name, "its log's checksum is wrong", 508, beside)
     if header.sequence1 != header.sequence2:
-        raise _unfit(name, f"its log was not written to its end either (sequence numbers {header.sequence1} and "
-                           f"{header.sequence2})", 4, beside)
+        raise _unfit(name, "its log was not written to its end either (sequence numbers "
+                           f"{header.sequence1} and {header.sequence2})", 4, beside)
     return header
 
 
@@ -110,7 +110,8 @@ def _match(header: BaseBlock, primary: BaseBlock, name: str) -> None:
         raise _unfit(name, f"its log is of another moment (timestamp {header.timestamp:#x}, the hive has "
                            f"{primary.timestamp:#x})", 12, beside)
     if (header.size, header.root, header.cluster) != (primary.size, primary.root, primary.cluster):
-        raise _unfit(name, "hive and log disagree about the size of the bins, the root or the sector size", 36, beside)
+        raise _unfit(name, "hive and log disagree about the size of the bins, the root or the sector size",
+                     36, beside)
 
 
 def _apply(data: bytes, log: bytes, header: BaseBlock, name: str) -> bytearray:
@@ -129,8 +130,8 @@ def _apply(data: bytes, log: bytes, header: BaseBlock, name: str) -> bytearray:
         raise _unfit(name, f"its log is truncated: {pages + amount} bytes are needed, it has {len(log)}",
                      len(log), beside)
     if BINS + header.size > len(data) + amount:
-        raise _unfit(name, f"its log claims bins of {header.size} bytes and does not hold what the hive lacks of "
-                           "them", 40, beside)
+        raise _unfit(name, f"its log claims bins of {header.size} bytes and does not hold what the hive "
+                           "lacks of them", 40, beside)
     recovered = bytearray(data)
     recovered.extend(bytes(max(0, BINS + header.size - len(data))))
     for first, length in runs:

@@ -115,16 +115,20 @@ class _Hive:
             raise GuestError(error.what, where, error.why, error.next) from error
         except (self._parse.RegistryException, struct.error, LookupError, ArithmeticError, ValueError,
                 TypeError, AttributeError, RecursionError) as error:
-            raise damaged(self._name, f"it cannot be read ({type(error).__name__}: {error})", item=path) from error
+            what = f"it cannot be read ({type(error).__name__}: {error})"
+            raise damaged(self._name, what, item=path) from error
+
+    def _bad(self, what: str, offset: int) -> GuestError:
+        return damaged(self._name, what, offset)
 
     def _content(self, offset: int, least: int, what: str) -> int:
         """File offset of a cell's content, which is in use and has at least so many bytes."""
         at = offset + BINS
         if at + 4 > self._end or offset % 4:
-            raise damaged(self._name, f"{what} is said to be at {at:#x}, outside the bins", at)
+            raise self._bad(f"{what} is said to be at {at:#x}, outside the bins", at)
         size = -struct.unpack_from("<i", self._data, at)[0]
         if size < 4 + least or at + size > self._end:
-            raise damaged(self._name, f"{what} needs {least} bytes; its cell is free, too small or cut off", at)
+            raise self._bad(f"{what} needs {least} bytes; its cell is free, too small or cut off", at)
         return at + 4
 
     def _key(self, offset: int) -> Any:
@@ -136,7 +140,7 @@ class _Hive:
         """A key in a list: its own word on its parent keeps a damaged list from leading in circles."""
         record = self._key(offset)
         if offset == self._root or record.unpack_dword(0x10) != parent:
-            raise damaged(self._name, "a key is listed below a key that is not its parent", offset + BINS)
+            raise self._bad("a key is listed below a key that is not its parent", offset + BINS)
         return record
 
     def _read_children(self, key: _Found) -> dict[str, tuple[str, int]]:
@@ -145,7 +149,7 @@ class _Hive:
             record = self._child(offset, key.offset)
             name = self._decode(record.unpack_string(0x4C, record.unpack_word(0x48)), record.has_ascii_name())
             if found.setdefault(fold(name), (name, offset))[1] != offset:
-                raise damaged(self._name, f"two keys are called {name!r}", offset + BINS)
+                raise self._bad(f"two keys are called {name!r}", offset + BINS)
         return found
 
     def _listed(self, record: Any) -> list[int]:
@@ -160,7 +164,7 @@ class _Hive:
                 if len(offsets) > count:
                     break
         if len(offsets) != count:
-            raise damaged(self._name, f"a key claims {count} subkeys and lists {len(offsets)}", record.offset() - 4)
+            raise self._bad(f"a key claims {count} subkeys and lists {len(offsets)}", record.offset())
         return offsets
 
     def _leaves(self, offset: int, below_root: bool = False) -> Iterator[tuple[Any, int]]:
@@ -175,7 +179,7 @@ class _Hive:
             for leaf in struct.unpack_from(f"<{entries}I", self._data, at + 4):
                 yield from self._leaves(leaf, True)
         else:
-            raise damaged(self._name, f"{bytes(signature)!r} where subkeys should be listed", at - 4)
+            raise self._bad(f"{bytes(signature)!r} where subkeys should be listed", at - 4)
 
     def _read_values(self, key: _Found) -> dict[str, tuple[str, Value]]:
         count = key.record.values_number()
@@ -197,12 +201,12 @@ class _Hive:
         size = record.raw_data_length()
         if size & SMALL:
             if size & ~SMALL > 4:
-                raise damaged(self._name, f"a value claims {size & ~SMALL} bytes in a field of 4", offset + BINS)
+                raise self._bad(f"a value claims {size & ~SMALL} bytes in a field of 4", offset + BINS)
             return bytes(record.unpack_binary(0x8, size & ~SMALL))
         if size == 0:
             return b""
         if size > _LONGEST:
-            raise damaged(self._name, f"a value claims {size} bytes", offset + BINS)
+            raise self._bad(f"a value claims {size} bytes", offset + BINS)
         where = record.unpack_dword(0x8)
         at = self._content(where, 4, "a value's data")
         if size > SEGMENT and self._data[at:at + 2] == b"db":
@@ -214,7 +218,7 @@ class _Hive:
         self._content(offset, 8, "big data")
         segments = -(-size // SEGMENT)
         if record.unpack_word(0x2) < segments:
-            raise damaged(self._name, f"big data of {size} bytes has {record.unpack_word(0x2)} segments",
+            raise self._bad(f"big data of {size} bytes has {record.unpack_word(0x2)} segments",
                           offset + BINS)
         at = self._content(record.unpack_dword(0x4), 4 * segments, "the list of a big value's segments")
         left = size

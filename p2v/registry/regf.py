@@ -51,8 +51,8 @@ def lh_to_lf(data: bytes, name: str = "the hive") -> bytes:
         done = 0
         for leaf in cells.leaves(key):
             if leaf.signature == b"lh":
-                _rewrite_leaf(copy, cells, leaf.offset, subkeys[done:done + leaf.count])
-            done += leaf.count
+                _rewrite_leaf(copy, cells, leaf.offset, subkeys[done:done + leaf.length])
+            done += leaf.length
         new = [offset for offset in subkeys if offset not in seen]
         seen.update(new)
         todo += new
