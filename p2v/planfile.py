@@ -94,7 +94,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             drivers=tuple(document["drivers"]),
             format_version=document["format_version"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PlanError("the plan does not hold together", Where(item="plan.json"),
                         f"{type(error).__name__}: {error}", "make a new plan") from error
 

@@ -1,0 +1,40 @@
+# The two commands: `make demo` (the main job on a generated server) and `make test`.
+# Each installs what is missing first, and does nothing twice.
+
+PYTHON = /usr/bin/python3
+VENV = .venv
+RUN = $(VENV)/bin/python
+PACKAGES = $(shell sed 's/\#.*//' packages.txt)
+DEMO = demo
+
+.PHONY: setup test demo bench clean
+
+setup: $(VENV)/.done
+
+# The bindings of libguestfs, libnbd, hivex and libparted are Debian's, built for Debian's own python3.
+$(VENV)/.done: packages.txt pyproject.toml
+	@missing=""; for package in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    sudo=""; [ "$$(id -u)" = 0 ] || sudo="sudo"; \
+	    echo "p2v needs these Debian packages; installing:$$missing"; \
+	    $$sudo apt-get -q update -o DPkg::Lock::Timeout=600 >/dev/null && \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
+	        -o DPkg::Lock::Timeout=600 $$missing >/dev/null || exit 1; \
+	fi
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+test: setup
+	$(RUN) -m pytest
+
+demo: setup
+	@$(RUN) -m fixtures.demo $(DEMO)
+
+bench: setup
+	$(RUN) -m benchmarks.copy
+
+clean:
+	rm -rf $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,97 @@
+"""A plan survives its JSON, whatever is in it, and a damaged document is a PlanError."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2v.errors import Finding, PlanError, Severity, Where
+from p2v.model import (
+    BytesChange,
+    Content,
+    DiskPlan,
+    Family,
+    FileChange,
+    FilesystemState,
+    Geometry,
+    GuestFacts,
+    HivePlace,
+    KeyChange,
+    Machine,
+    MachineDisk,
+    Member,
+    PEFacts,
+    Plan,
+    Recovery,
+    Value,
+    ValueChange,
+    VolumeFacts,
+)
+from p2v.planfile import contents, from_json, to_json
+from p2v.rendering import render_plan
+
+TEXT = st.text(max_size=12)
+DATA = st.binary(max_size=20)
+VALUES = st.none() | st.builds(Value, st.integers(0, 2**32 - 1), DATA)
+CONTENTS = st.none() | st.builds(Content, DATA)
+
+
+@st.composite
+def bytes_changes(draw: st.DrawFn) -> BytesChange:
+    before = draw(st.binary(min_size=1, max_size=8))
+    after = draw(st.binary(min_size=len(before), max_size=len(before)))
+    return BytesChange("disk0", draw(st.integers(0, 2**40)), before, after, draw(TEXT), draw(TEXT))
+
+
+CHANGES = st.one_of(
+    st.builds(ValueChange, TEXT, TEXT, TEXT, VALUES, VALUES, TEXT, TEXT),
+    st.builds(KeyChange, TEXT, TEXT, st.booleans(), st.booleans(), TEXT, TEXT),
+    st.builds(FileChange, TEXT, TEXT, CONTENTS, CONTENTS, TEXT, TEXT, st.none() | TEXT),
+    st.builds(Recovery, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT),
+    bytes_changes(),
+)
+
+
+def a_plan(changes: list[object]) -> Plan:
+    facts = GuestFacts(
+        Family.WINDOWS, "Windows XP", (5, 1), 2600, 3, "x86", "WinNT", ("Terminal Server",), "\\WINDOWS", "disk0p1",
+        "disk0p1", PEFacts("x86", (5, 1, 2600, 5512), "halacpi.dll", "somebody", ("ntoskrnl.exe",)), None,
+        ("ControlSet001",), "ControlSet001", ("atapi",), ("C:\\pagefile.sys 2 4",),
+        {"SYSTEM": HivePlace("disk0p1", "\\WINDOWS\\system32\\config\\SYSTEM")},
+    )
+    disk = MachineDisk("/vm/disk0.qcow2", "qcow2", 1 << 30, Geometry(255, 63))
+    return Plan(
+        "kvm", "web01", (DiskPlan("disk0", "/dev/sda", 1 << 30, 512, "ab", "qcow2", "disk0.qcow2"),),
+        (VolumeFacts("disk0p1", "basic", (Member("disk0", 32256, 1 << 29),), "ntfs", "3.1",
+                     FilesystemState.CLEAN, 1 << 20),),
+        facts, Machine("web01", facts, (disk,), 1 << 30, 1, "rtl8139"), tuple(changes),  # type: ignore[arg-type]
+        (Finding("something", Where("disk0", 0, 512, "MBR"), "why", "next", Severity.WARNING, "boot-ini"),),
+    )
+
+
+@given(st.lists(CHANGES, max_size=6))
+def test_a_plan_survives_its_json(changes: list[object]) -> None:
+    plan = a_plan(changes)
+    kept = {content.digest: content.data for content in contents(plan)}
+    again = from_json(json.loads(json.dumps(to_json(plan))), kept.__getitem__)
+    assert again == plan
+    assert [c.data for c in contents(again)] == [c.data for c in contents(plan)]
+
+
+@given(st.lists(CHANGES, max_size=6))
+def test_any_plan_can_be_rendered(changes: list[object]) -> None:
+    text = render_plan(a_plan(changes))
+    assert "Windows XP" in text and f"{len(changes)} change(s) planned" in text
+
+
+@pytest.mark.parametrize("damage", [
+    {"format_version": 2}, {"disks": [{}]}, {"changes": [{"kind": "nonsense"}]}, {"facts": None}, {"volumes": 7},
+    {"changes": [{"kind": "bytes", "disk": "disk0", "offset": 0, "before": "zz", "after": "", "why": ""}]},
+])
+def test_a_damaged_document_is_a_plan_error(damage: dict[str, object]) -> None:
+    document = to_json(a_plan([])) | damage
+    with pytest.raises(PlanError):
+        from_json(document, {}.__getitem__)
