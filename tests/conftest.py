@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
+
+from fixtures.servers import (  # noqa: E402, the path must be set first
+    Server,
+    build_nt4_fat16,
+    build_nt4_ntfs,
+    build_two_disk,
+    build_x64,
+    build_xp,
+)
 
 
 def absent(reason: str) -> None:
@@ -35,3 +47,36 @@ def needs():
                 absent(f"{program} is not installed")
 
     return check
+
+
+# Whole servers, built once per run (0.3 s each, NT 4 on NTFS 2 s). Treat their images as read-only.
+
+
+@pytest.fixture(scope="session")
+def xp_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Windows XP SP3, the physical Dell, on NTFS. Needs no corpus."""
+    return build_xp(tmp_path_factory.mktemp("xp"))
+
+
+@pytest.fixture(scope="session")
+def two_disk_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The XP server with a second disk of data. Needs no corpus."""
+    return build_two_disk(tmp_path_factory.mktemp("two-disk"))
+
+
+@pytest.fixture(scope="session")
+def nt4_fat_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Windows NT 4 Server on FAT16; its atapi.sys is in .supplied. Needs no corpus."""
+    return build_nt4_fat16(tmp_path_factory.mktemp("nt4-fat16"))
+
+
+@pytest.fixture(scope="session")
+def nt4_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
+    """Windows NT 4 Server on NTFS 1.2; its atapi.sys is in .supplied."""
+    return build_nt4_ntfs(tmp_path_factory.mktemp("nt4-ntfs"), corpus)
+
+
+@pytest.fixture(scope="session")
+def x64_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
+    """Windows XP x64 SP2 (NT 5.2) on NTFS."""
+    return build_x64(tmp_path_factory.mktemp("xp-x64"), corpus)
