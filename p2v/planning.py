@@ -36,6 +36,7 @@ from p2v.model import (
 )
 
 if TYPE_CHECKING:
+    from p2v.guest.guest import ReadingGuest
     from p2v.volume import Layout
 
 RESCUE_FIRST = (
@@ -51,11 +52,11 @@ class View:
     disks: Mapping[str, Source]
     layout: Layout
     filesystems: Mapping[str, Filesystem]
-    guest: Guest | None
+    guest: ReadingGuest | None
     unknown: P2VError | None
 
     @property
-    def known_guest(self) -> Guest:
+    def known_guest(self) -> ReadingGuest:
         """The guest. Raises what stood in the way of knowing it."""
         if self.guest is None:
             raise self.unknown or Unsupported("no guest was looked for")
@@ -67,6 +68,8 @@ class View:
         found = [*self.layout.findings]
         for filesystem in self.filesystems.values():
             found += filesystem.findings
+        if self.guest is not None:
+            found += self.guest.findings
         return found + ([self.unknown.as_finding()] if self.unknown else [])
 
 
@@ -128,7 +131,7 @@ def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
     try:
         layout = find_volumes(disks)
         filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
-        guest: Guest | None = None
+        guest: ReadingGuest | None = None
         unknown: P2VError | None = None
         try:
             guest = open_guest(disks, layout, filesystems, drivers)

@@ -96,7 +96,10 @@ class ReadingGuest:
         return read(self.disks[disk], offset, length)
 
     def look(self, change: Change) -> Value | Content | bytes | bool | None:
-        """What is at a change's place now. None for a Recovery: the journals are judged elsewhere."""
+        """What is at a change's place now. For a hive's Recovery: is there something to replay?
+
+        None for a journal's Recovery: that is judged on the volume, not on its files.
+        """
         if isinstance(change, ValueChange):
             return self.hive(change.hive).value(change.key, change.value)
         if isinstance(change, KeyChange):
@@ -105,7 +108,7 @@ class ReadingGuest:
             return file_content(self.files(change.volume), change.path)
         if isinstance(change, BytesChange):
             return self.read_bytes(change.disk, change.offset, len(change.before))
-        return None
+        return self.recovered(change.hive).replayed if change.hive else None
 
 
 def file_content(files: GuestFiles, path: str) -> Content | None:
