@@ -103,7 +103,7 @@ def check_unused(
                         "run p2v where /proc and /sys are mounted") from error
     if found:
         raise PlanError(f"{name} is in use: {found[0]}", name,
-                        "; ".join([*found[1:], "its bytes may change while they are copied, and the image "
+                        "; ".join([*found[1:5], "its bytes may change while they are copied, and the image "
                                                "would be none of the states the disk ever had"]),
                         "unmount it, swapoff it, or stop the array or mapping; the disk that a system runs "
                         "from is best read from a rescue system")

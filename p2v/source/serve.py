@@ -15,6 +15,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
@@ -94,12 +95,12 @@ class Server:
         self._acceptor.join()
         self._listener.close()
         with self._lock:
-            clients = list(self._clients.items())
-            for client, _ in clients:
-                client.shutdown(sockets.SHUT_RDWR)
-        for _, thread in clients:
+            for client in self._clients:
+                if client.fileno() >= 0:  # its thread may have closed it
+                    client.shutdown(sockets.SHUT_RDWR)
+        for thread in self._clients.values():
             thread.join()
-        os.unlink(self.socket)
+        Path(self.socket).unlink(missing_ok=True)
 
     def record(self, failed: Range) -> None:
         """Remember a range that could not be read."""
@@ -128,6 +129,7 @@ class Server:
                 continue
             thread = threading.Thread(target=self._serve, args=(client,), name="p2v-nbd", daemon=True)
             with self._lock:
+                self._clients = {c: t for c, t in self._clients.items() if t.is_alive()}
                 if self._closing.is_set() or len(self._clients) >= _MAX_CLIENTS:
                     client.close()
                     continue
@@ -142,8 +144,7 @@ class Server:
         except (_Hangup, ConnectionError):
             pass  # the ordinary end of a connection
         finally:
-            with self._lock:  # under the lock __exit__ shuts down open sockets only
-                del self._clients[client]
+            with self._lock:
                 client.close()
 
 

@@ -1,0 +1,165 @@
+"""Every kind of source keeps the contract of model.Source: p2v.testing.check_source over all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import pkgutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import p2v.source
+from p2v.model import Extent, Kind, Range, Source
+from p2v.source.device import open_disk
+from p2v.source.linear import Linear
+from p2v.source.nbd import NbdSource, open_image
+from p2v.source.overlaid import Overlaid
+from p2v.source.serve import Server
+from p2v.source.window import Window
+from p2v.testing import FaultySource, MemorySource, check_source, numbered_sectors
+
+MIB = 1 << 20
+HOLES = [(256 * 1024, 512 * 1024), (MIB, MIB + 64 * 1024)]
+DISK = bytearray(numbered_sectors("disk0", 2 * MIB + 512))
+for _start, _end in HOLES:
+    DISK[_start:_end] = bytes(_end - _start)
+DISK = bytes(DISK)
+OTHER = numbered_sectors("disk1", 70_000 // 512 * 512)
+
+Case = tuple[Source, bytes, list[int]]
+
+
+def sparse(folder: Path) -> Path:
+    path = folder / "disk, with:holes.img"
+    with open(path, "wb") as file:
+        file.truncate(len(DISK))
+        at = 0
+        for start, end in [*HOLES, (len(DISK), len(DISK))]:
+            file.seek(at)
+            file.write(DISK[at:start])
+            at = end
+    return path
+
+
+@contextlib.contextmanager
+def memory(folder: Path) -> Iterator[Case]:
+    yield MemorySource(DISK), DISK, []
+
+
+@contextlib.contextmanager
+def device(folder: Path) -> Iterator[Case]:
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        assert [(e.offset, e.end) for e in disk.extents() if e.kind is Kind.ZERO] == HOLES
+        yield disk, DISK, []
+
+
+@contextlib.contextmanager
+def window(folder: Path) -> Iterator[Case]:
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        yield Window(disk, 300_000, 900_001), DISK[300_000:1_200_001], []
+
+
+@contextlib.contextmanager
+def linear(folder: Path) -> Iterator[Case]:
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        parts = [MemorySource(OTHER), Window(disk, 63 * 512, MIB), MemorySource(b"z" * 512), disk]
+        data = OTHER + DISK[63 * 512 : 63 * 512 + MIB] + b"z" * 512 + DISK
+        yield Linear(parts, "volume"), data, [len(OTHER), len(OTHER) + MIB, len(OTHER) + MIB + 512]
+
+
+@contextlib.contextmanager
+def overlaid(folder: Path) -> Iterator[Case]:
+    top = numbered_sectors("overlay", len(DISK))
+    changed = [Range(len(DISK) - 512, 512), Range(0, 512), Range(300_000, 512), Range(300_512, 1),
+               Range(500_000, 600_000), Range(MIB + 63 * 1024, 2048)]
+    expected = bytearray(DISK)
+    for part in changed:
+        expected[part.offset : part.end] = top[part.offset : part.end]
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        yield (Overlaid(disk, MemorySource(top), changed), bytes(expected),
+               [edge for part in changed for edge in (part.offset, part.end)])
+
+
+@contextlib.contextmanager
+def faulty(folder: Path) -> Iterator[Case]:
+    disk = FaultySource(MemorySource(DISK), [Range(MIB, 512)])
+    yield Linear([Window(disk, 0, MIB), Window(disk, MIB + 512, MIB)], "the good parts"), \
+        DISK[:MIB] + DISK[MIB + 512 :], [MIB]
+
+
+@contextlib.contextmanager
+def nbd_raw(folder: Path) -> Iterator[Case]:
+    with contextlib.closing(open_image(str(sparse(folder)), "raw")) as image:
+        yield image, DISK, []
+
+
+@contextlib.contextmanager
+def nbd_qcow2(folder: Path) -> Iterator[Case]:
+    path = folder / "image.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(sparse(folder)), str(path)], check=True)
+    with contextlib.closing(open_image(str(path), "qcow2")) as image:
+        assert any(e.kind is Kind.ZERO for e in image.extents())
+        yield image, DISK, []
+
+
+@contextlib.contextmanager
+def nbd_own_server(folder: Path) -> Iterator[Case]:
+    with (contextlib.closing(open_disk(str(sparse(folder)))) as disk, Server(disk, f"{folder}/socket"),
+          contextlib.closing(NbdSource(f"{folder}/socket", "lent")) as lent):
+        assert joined(lent.extents()) == joined(disk.extents())
+        yield lent, DISK, []
+
+
+def joined(extents: Iterator[Extent]) -> list[tuple[int, Kind]]:
+    found: list[tuple[int, Kind]] = []
+    for extent in extents:
+        if not found or found[-1][1] is not extent.kind:
+            found.append((extent.offset, extent.kind))
+    return found
+
+
+KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]], tuple[str, ...]]] = {
+    "memory": (memory, ()),
+    "device": (device, ()),
+    "window": (window, ()),
+    "linear": (linear, ()),
+    "overlaid": (overlaid, ()),
+    "faulty": (faulty, ()),
+    "nbd raw": (nbd_raw, ("qemu-nbd",)),
+    "nbd qcow2": (nbd_qcow2, ("qemu-nbd", "qemu-img")),
+    "nbd serve": (nbd_own_server, ("nbdinfo",)),
+}
+NO_SOURCES = {"bounds", "in_use"}  # modules of the room that hold none
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(kind: str, tmp_path: Path, needs: Callable[..., None]) -> None:
+    make, programs = KINDS[kind]
+    needs(*programs)
+    with make(tmp_path) as (source, expected, edges):
+        check_source(source, expected, edges)
+        source.close()
+        with pytest.raises(ValueError):
+            source.read_into(0, memoryview(bytearray(1)))
+
+
+def test_every_module_is_here() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(p2v.source.__path__)} - NO_SOURCES
+    assert modules <= {word for kind in KINDS for word in kind.split()}, "add the new source to KINDS"
+
+
+@pytest.mark.parametrize("wrong", [
+    pytest.param(lambda d: (MemorySource(d[:-512]), d), id="size"),
+    pytest.param(lambda d: (MemorySource(d[:512] + b"?" + d[513:]), d), id="a byte"),
+    pytest.param(lambda d: (MemorySource(d, extents=[Extent(0, 512, Kind.DATA)]), d), id="extents stop early"),
+    pytest.param(lambda d: (MemorySource(d, extents=[Extent(0, len(d), Kind.ZERO)]), d), id="no zeroes"),
+    pytest.param(lambda d: (MemorySource(d, extents=[Extent(512, len(d) - 512, Kind.DATA)]), d), id="a gap"),
+    pytest.param(lambda d: (MemorySource(d, sector_size=520), d), id="sector size"),
+    pytest.param(lambda d: (MemorySource(d, name=""), d), id="no name"),
+])
+def test_the_check_finds(wrong: Callable[[bytes], tuple[Source, bytes]]) -> None:
+    source, expected = wrong(numbered_sectors("disk", 8192))
+    with pytest.raises(AssertionError):
+        check_source(source, expected)
