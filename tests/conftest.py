@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
 
-from fixtures.servers import (  # noqa: E402, the path must be set first
+from fixtures.servers import (
     Server,
     build_nt4_fat16,
     build_nt4_ntfs,
