@@ -14,7 +14,8 @@ import p2v.source
 from p2v.model import Extent, Kind, Range, Source
 from p2v.source.device import open_disk
 from p2v.source.linear import Linear
-from p2v.source.nbd import NbdSource, open_image
+from p2v.source.nbd import open_image
+from p2v.source.nbdclient import NbdSource
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
 from p2v.source.window import Window
@@ -129,9 +130,9 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
     "faulty": (faulty, ()),
     "nbd raw": (nbd_raw, ("qemu-nbd",)),
     "nbd qcow2": (nbd_qcow2, ("qemu-nbd", "qemu-img")),
-    "nbd serve": (nbd_own_server, ("nbdinfo",)),
+    "nbdclient serve": (nbd_own_server, ("nbdinfo",)),
 }
-NO_SOURCES = {"bounds", "in_use"}  # modules of the room that hold none
+NO_SOURCES = {"bounds", "in_use", "nbdsession"}  # modules of the room that hold none
 
 
 @pytest.mark.parametrize("kind", KINDS)

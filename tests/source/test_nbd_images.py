@@ -18,7 +18,8 @@ import pytest
 from p2v.errors import LayoutError, MissingTool, P2VError, PlanError, ReadError, Unsupported
 from p2v.model import Kind, Range, read
 from p2v.source import nbd
-from p2v.source.nbd import NbdSource, allocated, open_image
+from p2v.source.nbd import allocated, open_image
+from p2v.source.nbdclient import NbdSource
 from p2v.testing import numbered_sectors
 
 DATA = numbered_sectors("disk0", 1 << 20)

@@ -17,8 +17,9 @@ import pytest
 
 from p2v.errors import PlanError, ReadError, Unsupported
 from p2v.model import Extent, Kind, Range, read
-from p2v.source import serve
-from p2v.source.nbd import NbdSource, allocated, open_image
+from p2v.source import nbdsession, serve
+from p2v.source.nbd import allocated, open_image
+from p2v.source.nbdclient import NbdSource
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
 from p2v.source.window import Window
@@ -328,7 +329,7 @@ def test_block_status(flags: int, tmp_path: Path) -> None:
 
 def test_a_source_in_very_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_MAX_EXTENTS", 8)
-    monkeypatch.setattr(serve, "_MAX_STATUS", 3)
+    monkeypatch.setattr(nbdsession, "_MAX_STATUS", 3)
     pieces = [Extent(at, 512, (Kind.ZERO, Kind.DATA)[at // 512 % 2]) for at in range(0, 512 * 20, 512)]
     with Server(MemorySource(bytes(512 * 20), extents=pieces), f"{tmp_path}/s") as server, \
             contextlib.closing(NbdSource(server.socket, "lent")) as lent:
