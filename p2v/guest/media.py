@@ -5,10 +5,11 @@ older one never takes the place of a newer; on a tie the place that is looked at
 
 - it is a whole PE file for the guest's processor, of the native subsystem, not a checked build;
 - major, minor and build are the kernel's (5.1.2600 for XP): a driver of another release may load and crash;
-- its revision is not above the kernel's own. Service packs replace the kernel, so a file of a later
-  service pack is newer than the kernel, and a file of the installed one is not. Exception:
-  ServicePackFiles, where hotfixes put files newer than the kernel; there the limit is the first revision
-  of the next service pack, where that is known. A manifest may lift the limit for one file (NT 4's atapi).
+- its revision is not above the kernel's own. A service pack replaces the kernel and a hotfix only raises
+  it, so a file of a later service pack is newer than the kernel, and files of the installed one are not.
+  Ranges of revisions per service pack would say the same less well: hotfix branches overlap. The price: a
+  hotfixed file newer than the kernel is passed over for the service pack's own. What is in system32\\drivers
+  already is not held to it, and a manifest may lift it for one file (NT 4's atapi).
 """
 
 from __future__ import annotations
@@ -30,17 +31,14 @@ from p2v.model import Content, Guest
 FILE_LIMIT = 16 << 20  # bytes; the largest driver of these systems has 2 MB
 CABINET_LIMIT = 512 << 20  # bytes; driver.cab of 2003 has 80 MB
 FOLDER_LIMIT = 50_000  # entries below the user's folders
-# Kernel revisions of the service packs, from version resources of published kernels [from memory].
-SERVICE_PACKS = {(5, 1, 2600): (1106, 2180, 5512), (5, 2, 3790): (1830, 3959)}
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy of a file. where: for the user. hotfixed: it lies where hotfixes put newer files."""
+    """A copy of a file. where: for the user."""
 
     where: str
     data: bytes
-    hotfixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +119,10 @@ class Media:
             return "it does not say its version", None
         if facts.version[:3] != kernel.version[:3]:
             return f"it is of {_dotted(facts.version)}, the kernel of {_dotted(kernel.version)}", None
-        limit = self._limit(kernel.version, hotfixed=copy.hotfixed)
-        if not (installed or wanted.newer_than_kernel) and facts.version[3] > limit:
+        if not (installed or wanted.newer_than_kernel) and facts.version[3] > kernel.version[3]:
             return (f"{_dotted(facts.version)} is newer than the installed service pack: its kernel is "
                     f"{_dotted(kernel.version)}"), None
         return "", facts.version
-
-    def _limit(self, kernel: tuple[int, int, int, int], *, hotfixed: bool) -> int:
-        """The highest revision that fits."""
-        if not hotfixed:
-            return kernel[3]
-        later = [first for first in SERVICE_PACKS.get(kernel[:3], ()) if first > kernel[3]]
-        return min(later) - 1 if later else 0xFFFF
 
     # -- where copies lie
 
@@ -145,7 +135,7 @@ class Media:
             for kind in self._folders():
                 found = self._file(f"{root}\\ServicePackFiles\\{kind}\\{wanted.name}")
                 if found:
-                    yield Copy(found.where, found.data, hotfixed=True)
+                    yield found
             for kind in self._folders():
                 yield from self._cached(f"{root}\\Driver Cache\\{kind}", wanted.name)
         yield from self._handed_in(wanted.name)
