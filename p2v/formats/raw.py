@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from p2v.errors import LayoutError, Where
+from p2v.errors import LayoutError, Unsupported, Where
 from p2v.formats.part import PartFile
 from p2v.model import ImageWriter, Source
 
@@ -19,9 +19,11 @@ _MAGIC = b"p2v-raw1"
 
 
 def create(path: str, size: int) -> ImageWriter:
-    """Begin PATH.part. Raises PlanError where it or PATH exists, WriteError, ValueError for no size."""
-    if not 0 < size <= LIMIT:
-        raise ValueError(f"no raw disk has {size} bytes")
+    """Begin PATH.part. Raises PlanError where it or PATH exists, Unsupported past LIMIT, WriteError."""
+    if size <= 0:
+        raise ValueError(f"no disk has {size} bytes")
+    if size > LIMIT:
+        raise Unsupported(f"no file holds a disk of {size} bytes", Where(path), f"files end at {LIMIT} bytes")
     part = PartFile(path)
     try:
         part.resize(size)
