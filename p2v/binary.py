@@ -45,7 +45,7 @@ def parse_bytes(layout: construct.Construct, data: bytes, into: type[T], what: s
         parsed = layout.parse(data)
         return into(**_wanted(parsed, into))
     except construct.ConstructError as error:
-        raise _damaged(what, where, _field(error), str(error).splitlines()[0]) from error
+        raise _damaged(what, where, _field(error), _reason(error)) from error
     except ValueError as error:
         raise _damaged(what, where, "", str(error)) from error
 
@@ -59,6 +59,12 @@ def _field(error: construct.ConstructError) -> str:
     """construct says "(parsing) -> outer -> inner"; a bare "(parsing)" where it names nothing."""
     path = getattr(error, "path", None) or ""
     return ".".join(path.split(" -> ")[1:])
+
+
+def _reason(error: construct.ConstructError) -> str:
+    """construct puts the path in a first line of its own."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("Error in path")]
+    return lines[0] if lines else type(error).__name__
 
 
 def _damaged(what: str, where: Where, field: str, why: str) -> LayoutError:
