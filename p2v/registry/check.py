@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 
 from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
-from p2v.registry.cells import BINS, NOWHERE, REPAIR, SEGMENT, Cells, Key, checksum_holds, sort_key
+from p2v.registry.cells import BINS, NOWHERE, REPAIR, SEGMENT, Cells, Key, Security, checksum_holds, sort_key
 
 MOST = 100  # findings of one hive; the rest says nothing new
 
@@ -43,6 +43,8 @@ class _Check:
         self.name = cells.name
         self.findings: list[Finding] = []
         self.used: set[int] = set()
+        self.spare: set[int] = set()  # cells that a key still names and no longer needs
+        self.descriptors: dict[int, Security] = {}
         self.owners: Counter[int] = Counter()  # offset of a security descriptor → keys that refer to it
 
     def say(self, error: GuestError, severity: Severity = Severity.ERROR, item: str = "") -> None:
@@ -91,8 +93,7 @@ class _Check:
         """A key's subkeys with their names, each listed once in the hive, in order."""
         cells, used = self.cells, self.used
         if key.subkeys == 0:
-            if key.subkey_list in cells.sizes:
-                used.add(key.subkey_list)  # hivex leaves an empty list behind the last deleted subkey
+            self.spare.add(key.subkey_list)  # hivex leaves an empty list behind the last deleted subkey
             return []
         offsets = cells.subkeys(key)
         leaves = list(cells.leaves(key))
@@ -101,14 +102,17 @@ class _Check:
         for leaf in leaves:
             self.claim(leaf.offset, "a list of subkeys")
             if leaf.signature == b"lh" and cells.base.minor < 5:
-                raise self.cells.bad(f"a list of hashes (lh) in a hive of version 1.{cells.base.minor}, "
-                                         "which does not know it", leaf.offset + BINS)
+                raise cells.bad(f"a list of hashes (lh) in a hive of version 1.{cells.base.minor}, "
+                                "which does not know it", leaf.offset + BINS)
         found = []
         for offset in offsets:
             if offset in used:
                 raise self.cells.bad("a key is listed twice", offset + BINS)
             used.add(offset)
-            found.append((offset, cells.key_name(offset, cells.key(offset))))
+            name = cells.key_name(offset, cells.key(offset))
+            if not name or "\\" in name:
+                raise cells.bad(f"a key is called {name!r}", offset + BINS)
+            found.append((offset, name))
         self.order([name for _, name in found], key.subkey_list)
         return found
 
@@ -121,7 +125,7 @@ class _Check:
             before, after = names[number - 1], names[number]
             same = keys[number - 1] == keys[number]
             self.say(self.cells.bad(f"subkeys are out of order: {before!r} is listed before {after!r}",
-                             offset + BINS),
+                                    offset + BINS),
                      Severity.ERROR if same or (before + after).isascii() else Severity.WARNING)
 
     def security(self, key: Key, offset: int) -> None:
@@ -129,19 +133,20 @@ class _Check:
         if key.security == NOWHERE:
             raise self.cells.bad("a key has no security descriptor", offset + BINS)
         self.owners[key.security] += 1
-        if key.security in self.used:
+        if key.security in self.descriptors:
             return
         security = self.cells.security(key.security)
         for neighbour in (security.next, security.previous):
             self.cells.security(neighbour)
-        self.used.add(key.security)
+        self.claim(key.security, "a security descriptor")
+        self.descriptors[key.security] = security
 
     def security_counts(self) -> None:
         """Windows frees a descriptor whose count falls to zero."""
-        for offset, count in self.owners.items():
-            if offset in self.used and (stored := self.cells.security(offset).references) != count:
-                self.say(self.cells.bad(f"a security descriptor counts {stored} keys and has {count}",
-                                 offset + BINS), Severity.WARNING)
+        for offset, security in self.descriptors.items():
+            if security.references != self.owners[offset]:
+                self.say(self.cells.bad(f"a security descriptor counts {security.references} keys and has "
+                                        f"{self.owners[offset]}", offset + BINS), Severity.WARNING)
 
     def values(self, key: Key, path: str) -> None:
         """Values: each stands alone, so damage here does not make the tree untrue."""
@@ -173,7 +178,7 @@ class _Check:
 
     def unreferenced(self) -> None:
         """Cells in use that nothing refers to: wasted, not wrong."""
-        lost = self.cells.sizes.keys() - self.used
+        lost = self.cells.sizes.keys() - self.used - self.spare
         if lost:
             amount = sum(self.cells.sizes[offset] + 4 for offset in lost)
             self.findings.append(Finding(

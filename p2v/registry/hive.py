@@ -85,7 +85,6 @@ class HiveEditor:
         for part in _parts(key):
             child = self._child(node, part, key)
             if child is None:
-                _plain(part)
                 if not part.isascii() or len(part) > 255:
                     raise ValueError(f"no name for a new key: {part!r}")
                 child = int(self._call(key, self._hivex.node_add_child, node, part))
@@ -143,6 +142,9 @@ class HiveEditor:
         return int(self._call("", self._hivex.root))
 
     def _child(self, node: int, part: str, key: str) -> int | None:
+        if "\0" in part:
+            raise GuestError("hivex does not reach a key with a NUL in its name", self._where(key),
+                             "the key was made by a program that hides it", "leave this key as it is")
         found = self._call(key, self._hivex.node_get_child, node, part)
         return None if not found else int(found)
 

@@ -148,8 +148,8 @@ class _Hive:
         for offset in self._listed(key.record):
             record = self._child(offset, key.offset)
             name = self._decode(record.unpack_string(0x4C, record.unpack_word(0x48)), record.has_ascii_name())
-            if found.setdefault(fold(name), (name, offset))[1] != offset:
-                raise self._bad(f"two keys are called {name!r}", offset + BINS)
+            if not name or "\\" in name or found.setdefault(fold(name), (name, offset))[1] != offset:
+                raise self._bad(f"a key is called {name!r}, which is no name or another key's", offset + BINS)
         return found
 
     def _listed(self, record: Any) -> list[int]:
