@@ -41,6 +41,12 @@ def test_changes_outside() -> None:
         Overlaid(MemorySource(DATA), MemorySource(DATA * 2), [Range(8192, 1)])
 
 
+def test_changes_in_any_order_become_one_list() -> None:
+    changed = [Range(600, 10), Range(0, 5), Range(5, 5), Range(590, 15), Range(20, 1)]
+    both = Overlaid(MemorySource(DATA), MemorySource(DATA), changed)
+    assert both.changed == (Range(0, 10), Range(20, 1), Range(590, 20))
+
+
 def test_errors_name_the_layers_own_bytes() -> None:
     disk = FaultySource(MemorySource(DATA, "sda"), [Range(2048, 512)])
     partition = Window(disk, 1024, 4096, "disk0p1")
@@ -142,6 +148,18 @@ def test_any_salvage(bad: set[int], span: tuple[int, int]) -> None:
     assert found is not None
     assert found.offset == max(offset, run[0] * 512)
     assert found.end == min(offset + length, (run[-1] + 1) * 512)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 1000, 1500, 2047])
+def test_salvage_halves(bad: int) -> None:
+    calls = []
+
+    def attempt(at: int, piece: memoryview) -> bool:
+        calls.append(at)
+        return not at <= bad * 512 < at + len(piece)
+
+    assert salvage(attempt, 0, memoryview(bytearray(1 << 20)), 512, 1 << 20) == Range(bad * 512, 512)
+    assert len(calls) <= 24
 
 
 @given(where=some.tuples(some.none() | some.integers(0, 100), some.none() | some.integers(0, 100)),

@@ -225,6 +225,29 @@ def test_a_failed_read_names_its_sector_to_our_client(tmp_path: Path) -> None:
         assert {part.offset // 512 for part in failed} <= {100, 101} and failed
 
 
+class Counting(NbdSource):
+    connects = 0
+
+    def _connect(self) -> object:
+        self.connects += 1
+        return super()._connect()
+
+
+def test_a_failed_read_keeps_its_connection_a_broken_one_is_replaced(tmp_path: Path) -> None:
+    source = FaultySource(MemorySource(DATA), [Range(51_200, 512)])
+    with Server(source, f"{tmp_path}/s"):
+        client = Counting(f"{tmp_path}/s", "lent")
+        for _ in range(20):
+            with pytest.raises(ReadError, match="512 bytes cannot be read"):
+                read(client, 51_200, 512)
+        assert client.connects == 1
+    with pytest.raises(ReadError):
+        read(client, 0, 512)
+    with Server(source, f"{tmp_path}/s"):
+        assert read(client, 0, 512) == DATA[:512]
+        client.close()
+
+
 def test_any_error_of_ours_is_eio_and_recorded(tmp_path: Path) -> None:
     class Odd(MemorySource):
         def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -328,42 +351,58 @@ def test_block_status(flags: int, tmp_path: Path) -> None:
 
 
 def test_a_source_in_very_many_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_MAX_EXTENTS", 8)
+    monkeypatch.setattr(serve, "_MAX_EXTENTS", 7)
     monkeypatch.setattr(nbdsession, "_MAX_STATUS", 3)
     pieces = [Extent(at, 512, (Kind.ZERO, Kind.DATA)[at // 512 % 2]) for at in range(0, 512 * 20, 512)]
     with Server(MemorySource(bytes(512 * 20), extents=pieces), f"{tmp_path}/s") as server, \
             contextlib.closing(NbdSource(server.socket, "lent")) as lent:
         shown = [(e.offset, e.end, e.kind) for e in lent.extents()]
         assert shown[:2] == [(0, 512, Kind.ZERO), (512, 1024, Kind.DATA)]
-        assert shown[-1] == (7 * 512, 20 * 512, Kind.DATA)  # what is not remembered is data
+        assert shown[-1] == (5 * 512, 20 * 512, Kind.DATA)  # what is not remembered is data
 
 
 # -- the protocol, dishonestly
 
 
+OPTION = struct.pack(">I", 3) + b"IHAVEOPT"
+CHOSEN = OPTION + struct.pack(">II", 1, 0)  # the export with the empty name, the old way
+
+
 @pytest.mark.parametrize("garbage", [
-    pytest.param(b"", id="nothing"),
     pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="a browser"),
     pytest.param(struct.pack(">I", 0xFFFFFFFF), id="unknown flags"),
-    pytest.param(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 7, 0xFFFFFFFF), id="an endless option"),
-    pytest.param(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 5) + b"other", id="another export"),
-    pytest.param(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 7, 100) + b"cut", id="cut off"),
-    pytest.param(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 0) + b"\0" * 28, id="no request"),
-    pytest.param(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 1, 0)
-                 + struct.pack(">IHHQQI", 0x25609513, 0, 1, 7, 0, 0xFFFFFFFF), id="an endless write"),
+    pytest.param(OPTION + struct.pack(">II", 7, 0xFFFFFFFF), id="an endless option"),
+    pytest.param(OPTION + struct.pack(">II", 1, 5) + b"other", id="another export"),
+    pytest.param(CHOSEN + bytes(28), id="no request"),
+    pytest.param(CHOSEN + struct.pack(">IHHQQI", 0x25609513, 0, 1, 7, 0, 0xFFFFFFFF), id="an endless write"),
 ])
 def test_garbage_ends_its_own_connection_only(garbage: bytes, server: Server) -> None:
     with contextlib.closing(NbdSource(server.socket, "beside")) as beside:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
-            client.connect(server.socket)
-            client.sendall(garbage)
-            client.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(ConnectionError):
-                while client.recv(4096):
-                    pass  # up to the end, or the timeout fails the test
+        hears_the_end(server, garbage, hang_up=False)  # it is the server that ends it
         assert read(beside, 0, 512) == DATA[:512]
     assert still_serves(server)
+
+
+@pytest.mark.parametrize("beginning", [
+    b"", b"\0\0", OPTION, OPTION + struct.pack(">II", 7, 100) + b"cut", CHOSEN, CHOSEN + b"\x25\x60",
+    CHOSEN + struct.pack(">IHHQQI", 0x25609513, 0, 1, 7, 0, 4096) + b"half a payload",
+])
+def test_a_client_that_leaves_early(beginning: bytes, server: Server) -> None:
+    hears_the_end(server, beginning, hang_up=True)
+    assert still_serves(server)
+
+
+def hears_the_end(server: Server, data: bytes, hang_up: bool) -> None:
+    """Send data, perhaps say that nothing follows, and read until the server ends the connection."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(5)  # which fails the test
+        client.connect(server.socket)
+        client.sendall(data)
+        if hang_up:
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while client.recv(4096):
+                pass
 
 
 def test_random_bytes_at_any_stage(server: Server) -> None:
