@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
 
+from fixtures import guests
 from fixtures.servers import (
     Server,
     build_nt4_fat16,
@@ -19,6 +20,8 @@ from fixtures.servers import (
     build_x64,
     build_xp,
 )
+from fixtures.trees import ATAPI_NT4_SP6A, NT4, TreeFile
+from p2v.testing import DirGuest
 
 
 def absent(reason: str) -> None:
@@ -80,3 +83,57 @@ def nt4_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server
 def x64_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
     """Windows XP x64 SP2 (NT 5.2) on NTFS."""
     return build_x64(tmp_path_factory.mktemp("xp-x64"), corpus)
+
+
+# Guests as plain folders: a hundredth of a second each, and free to be spoilt.
+
+
+@pytest.fixture(scope="session")
+def piix_target() -> guests.PiixTarget:
+    """As much of a target as fixers look at."""
+    return guests.PiixTarget()
+
+
+@pytest.fixture(scope="session")
+def xp_files() -> list[TreeFile]:
+    """The XP server's files."""
+    return guests.xp_files()
+
+
+@pytest.fixture(scope="session")
+def nt4_files() -> list[TreeFile]:
+    """The NT 4 server's files."""
+    return guests.nt4_files()
+
+
+@pytest.fixture
+def xp_tree(xp_files: list[TreeFile], tmp_path: Path) -> Path:
+    """The XP server's files in a folder."""
+    return guests.unpack(xp_files, tmp_path / "xp")
+
+
+@pytest.fixture
+def nt4_tree(nt4_files: list[TreeFile], tmp_path: Path) -> Path:
+    """The NT 4 server's files in a folder."""
+    return guests.unpack(nt4_files, tmp_path / "nt4")
+
+
+@pytest.fixture
+def atapi_folder(tmp_path: Path) -> str:
+    """What a user hands in for NT 4: atapi.sys of SP6a, a level below the folder that is named."""
+    folder = tmp_path / "given"
+    (folder / "sp6").mkdir(parents=True)
+    (folder / "sp6" / "ATAPI.SYS").write_bytes(NT4.file("atapi.sys", ATAPI_NT4_SP6A))
+    return str(folder)
+
+
+@pytest.fixture
+def xp_guest(xp_tree: Path) -> DirGuest:
+    """The XP server as a folder."""
+    return DirGuest({"disk0p1": xp_tree})
+
+
+@pytest.fixture
+def nt4_guest(nt4_tree: Path, atapi_folder: str) -> DirGuest:
+    """The NT 4 server as a folder, with atapi.sys handed in."""
+    return DirGuest({"disk0p1": nt4_tree}, drivers=[atapi_folder])
