@@ -20,6 +20,7 @@ from p2v.registry.check import refuse_damage
 from p2v.registry.regf import is_dirty, lh_to_lf
 
 _Values = list[tuple[str, Value]]
+_VALUE_HEADER = 24  # hivex counts a value node's header as 24 bytes (value_key_len raises for empty names)
 _LONGEST = 999_000  # bytes of one value: hivex refuses cells past 1,000,000
 
 
@@ -96,8 +97,8 @@ class HiveEditor:
         node = self._existing(key)
         if node == self._root():
             raise ValueError("the root of a hive cannot be removed")
-        subkeys = self._call(key, self._hivex.node_nr_children, node)
-        values = self._call(key, self._hivex.node_nr_values, node)
+        subkeys = len(self._call(key, self._hivex.node_children, node))
+        values = len(self._call(key, self._hivex.node_values, node))
         if (subkeys or values) and not recursive:
             raise GuestError(f"the key is not empty: {subkeys} subkeys, {values} values", self._where(key),
                              "only what was planned is removed", "remove what is in it first")
@@ -166,10 +167,10 @@ class HiveEditor:
     def _value(self, handle: int) -> tuple[str, Value]:
         """A value as hivex sees it, refused where hivex could not write it again or would abort."""
         name = self._hivex.value_key(handle)
-        if len(name.encode()) != self._hivex.value_key_len(handle):
+        if len(name.encode()) != self._hivex.value_struct_length(handle) - _VALUE_HEADER:
             raise damaged(self._name, f"a value's name holds a NUL ({name!r} and more)")
         kind, data = self._hivex.value_value(handle)
-        if not data and self._hivex.value_data_cell_offset(handle)[1]:
+        if not data and self._hivex.value_data_cell_offset(handle) != (0, 0):
             raise damaged(self._name, f"the empty value {name!r} refers to a cell")
         return name, Value(kind & 0xFFFFFFFF, data)
 
