@@ -177,7 +177,9 @@ class _Check:
             raise self.cells.bad(f"a value of {value.size} bytes is not stored as big data", offset + BINS)
 
     def unreferenced(self) -> None:
-        """Cells in use that nothing refers to: wasted, not wrong."""
+        """Cells in use that nothing refers to: wasted, not wrong. Says nothing of a damaged tree."""
+        if any(finding.severity is Severity.ERROR for finding in self.findings):
+            return
         lost = self.cells.sizes.keys() - self.used - self.spare
         if lost:
             amount = sum(self.cells.sizes[offset] + 4 for offset in lost)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hive_witness import Seen, leaf_kinds, stored, unpacked, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from witness import Seen, leaf_kinds, stored, unpacked, walk
 
 from fixtures.registry.dirty import dirty
 from p2v.errors import GuestError, MissingTool, Severity, Unsupported
