@@ -98,8 +98,9 @@ def rewrite(plan: Plan, changes: Sequence[Change], target: str | None, run: RunD
         disks = stack.enter_context(conversion.images(plan, run))
         seen = planning.view(disks, plan.drivers)
         touched = editing.touched_disks(changes, seen)
-        overlays = {disk: run.run / f"{disk}.edit.qcow2" for disk in touched}
-        editing.make_overlays(changes, seen, overlays, progress)
+        overlays = {disk: run.overlay(disk) for disk in touched}
+        run.save_state(overlays=None)
+        editing.make_overlays(changes, seen, overlays, run, progress)
         edited = stack.enter_context(editing.overlaid(seen, overlays))
         editing.prove(changes, target, planning.view(edited, plan.drivers), progress)
         for disk in touched:

@@ -20,7 +20,7 @@ from p2v.model import (
     Recovery,
     State,
     ValueChange,
-    WritableGuest,
+    WritingDoor,
 )
 
 HIVE_CHANGES = (ValueChange, KeyChange)
@@ -79,14 +79,23 @@ def pending(changes: Sequence[Change], guest: Guest) -> list[Change]:
     return [change for change, state in seen if state is State.PENDING]
 
 
-def apply(changes: Sequence[Change], guest: Guest, door: WritableGuest) -> int:
+def apply(changes: Sequence[Change], guest: Guest, door: WritingDoor) -> int:
     """Do what is pending, through the writing door. Returns how many changes that were.
 
-    guest: the same guest through the reading door, before the edits. Raw bytes go first, with nothing
-    mounted; then files; then each hive once, replaced whole.
+    guest: the same guest through the reading door, before the edits.
     Raises DriftError before the first write, GuestError where the door fails.
     """
     todo = pending(changes, guest)
+    perform(todo, guest.facts.hives, door)
+    return len(todo)
+
+
+def perform(todo: Sequence[Change], hives: Mapping[str, HivePlace], door: WritingDoor) -> None:
+    """Do changes that are known to be pending. hives: where each hive lies.
+
+    Raw bytes go first, with nothing mounted; then files; then each hive once, replaced whole. A journal's
+    recovery is not done here: it comes before the plan. Raises GuestError where the door fails.
+    """
     for change in todo:
         if isinstance(change, BytesChange):
             _check_door(change, door)
@@ -95,12 +104,10 @@ def apply(changes: Sequence[Change], guest: Guest, door: WritableGuest) -> int:
         if isinstance(change, FileChange):
             _apply_file(change, door)
     for name, edits in by_hive(todo).items():
-        place = guest.facts.hives.get(name)
-        if place is None:
+        if name not in hives:
             raise GuestError(f"the guest has no hive {name}", why="the plan edits it", next="make a new plan")
-        _apply_hive(name, place, edits, door)
+        _apply_hive(name, hives[name], edits, door)
     door.sync()
-    return len(todo)
 
 
 def by_hive(changes: Iterable[Change]) -> Mapping[str, list[ValueChange | KeyChange | Recovery]]:
@@ -112,7 +119,7 @@ def by_hive(changes: Iterable[Change]) -> Mapping[str, list[ValueChange | KeyCha
     return hives
 
 
-def _check_door(change: BytesChange, door: WritableGuest) -> None:
+def _check_door(change: BytesChange, door: WritingDoor) -> None:
     """The two doors must see the same disk: a mix-up of disks would write into the wrong one."""
     now = door.read_bytes(change.disk, change.offset, len(change.before))
     if now != change.before:
@@ -124,7 +131,7 @@ def _check_door(change: BytesChange, door: WritableGuest) -> None:
         )
 
 
-def _apply_file(change: FileChange, door: WritableGuest) -> None:
+def _apply_file(change: FileChange, door: WritingDoor) -> None:
     files = door.writable(change.volume)
     if change.after is None:
         files.remove(change.path)
@@ -133,7 +140,7 @@ def _apply_file(change: FileChange, door: WritableGuest) -> None:
 
 
 def _apply_hive(
-    name: str, place: HivePlace, edits: Sequence[ValueChange | KeyChange | Recovery], door: WritableGuest
+    name: str, place: HivePlace, edits: Sequence[ValueChange | KeyChange | Recovery], door: WritingDoor
 ) -> None:
     """Load a hive once, replay its log, edit, and replace it whole; SYSTEM.ALT is kept in step."""
     from p2v.registry import regf

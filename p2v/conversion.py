@@ -19,6 +19,7 @@ from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
 from p2v.errors import (
     DriftError,
     Finding,
+    MismatchError,
     PlanError,
     Severity,
     Where,
@@ -93,9 +94,10 @@ def _edited(
     """The disks with the changes made, proven: from overlays that are kept until the run is finished."""
     touched = editing.touched_disks(plan.changes, seen)
     overlays = {disk: run.overlay(disk) for disk in touched}
-    if touched and run.state().get("overlays") != editing.digests(overlays):
+    known = run.state().get("overlays")
+    if touched and (known is None or known != editing.digests(overlays)):
         run.save_state(overlays=None)
-        editing.make_overlays(plan.changes, seen, overlays, progress)
+        editing.make_overlays(plan.changes, seen, overlays, run, progress)
         run.save_state(overlays=editing.digests(overlays))
     with editing.overlaid(seen, overlays) as disks:
         editing.prove(plan.changes, plan.target, planning.view(disks, plan.drivers), progress)
@@ -203,8 +205,6 @@ def _claim(run: RunDir, plan: Plan, force: bool) -> bool:
             "choose another output, or say --force to replace them",
         )
     if not same:
-        for disk in plan.disks:
-            run.overlay(disk.id).unlink(missing_ok=True)
         run.save_state(finished=None, overlays=None)
     for disk in plan.disks:  # a copy that was cut short begins anew, from the same overlay
         for leftover in (disk.image, disk.image + ".part"):
@@ -347,6 +347,10 @@ def verify(folder: str | Path, *, progress: Progress = no_progress, cancel: Canc
     """
     run = RunDir.of_output(folder)
     plan = load_plan(folder)
+    if run.state().get("undone"):
+        raise MismatchError("the changes of this run were undone", Where(item=str(run.folder)),
+                            "p2v undo has put the guest back as it was on the server",
+                            "convert or adapt it again, then verify")
     verify_changes(plan, run, progress)
     reports = load_reports(run)
     with images(plan, run) as disks:

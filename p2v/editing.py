@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from p2v import changes as changing
-from p2v import planning, stage
+from p2v import planning
 from p2v.errors import GuestError, MismatchError, Severity, Where
 from p2v.model import (
     BytesChange,
     Change,
     FileChange,
     Progress,
+    Range,
     Recovery,
     Source,
     State,
+    Volume,
     no_progress,
 )
+from p2v.rundir import RunDir
+from p2v.source.nbd import allocated
+from p2v.stage import Stage, digest
+from p2v.stage import overlaid as overlaid_source
 from p2v.target import target_named
+
+if TYPE_CHECKING:
+    from p2v.guest.guestfs import Appliance
 
 
 def touched_disks(changes: Sequence[Change], seen: planning.View) -> list[str]:
@@ -32,31 +43,80 @@ def touched_disks(changes: Sequence[Change], seen: planning.View) -> list[str]:
         if isinstance(change, BytesChange):
             disks.add(change.disk)
             continue
-        file = isinstance(change, (FileChange, Recovery))
-        volume = change.volume if file else guest.facts.hives[change.hive].volume
+        if isinstance(change, (FileChange, Recovery)):
+            volume = change.volume
+        else:
+            volume = guest.facts.hives[change.hive].volume
         disks.update(member.disk for member in guest.volumes[volume].members)
     return [disk for disk in seen.disks if disk in disks]
 
 
-def make_overlays(
-    changes: Sequence[Change], seen: planning.View, overlays: Mapping[str, Path], progress: Progress
-) -> None:
-    """Make the changes, in new overlays over the touched disks. One appliance start.
+@contextlib.contextmanager
+def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress) -> Iterator[planning.View]:
+    """A view of the guest whose volumes have their journals replayed, on the run's overlays.
 
-    overlays: disk id → the overlay's path; what is there is replaced.
-    Raises DriftError before the first write; GuestError when an edit fails, or a read that an edit needed.
+    Where no journal needs it, that is the view as it is, and nothing is made. Filesystems stay as they were
+    judged on the source. The overlays are made once and used further. Costs an appliance start where they are
+    made. Raises GuestError where a journal cannot be replayed.
     """
+    unclean = planning.unclean_volumes(seen)
+    if not unclean:
+        yield seen
+        return
+    members = {member.disk for volume in seen.layout.volumes if volume.name in unclean for member in volume.members}
+    overlays = {disk: run.overlay(disk) for disk in seen.disks if disk in members}
+    known = run.state().get("recovered")
+    if known is None or known != digests(overlays):
+        run.make()
+        run.save_state(recovered=None, overlays=None)
+        with _appliance(seen, overlays, {volume.name: volume for volume in seen.layout.volumes}) as door:
+            for index, name in enumerate(unclean):
+                progress("replay journals", index, len(unclean))
+                door.recover_journal(name)
+            progress("replay journals", len(unclean), len(unclean))
+        run.save_state(recovered=digests(overlays))
+    with overlaid(seen, overlays) as disks:
+        yield replace(planning.view(disks, seen.drivers), filesystems=seen.filesystems)
+
+
+def make_overlays(
+    changes: Sequence[Change],
+    seen: planning.View,
+    overlays: Mapping[str, Path],
+    run: RunDir,
+    progress: Progress,
+) -> None:
+    """Make the changes, in overlays over the touched disks. One appliance start.
+
+    overlays: disk id → the overlay's path in the run; what is there is replaced, unless a journal was
+    replayed on it. Raises DriftError before the first write; GuestError when an edit fails, or a read that
+    an edit needed.
+    """
+    with recovered(seen, run, progress) as ready:  # a guest that has drifted must not cost an appliance start
+        guest = ready.known_guest
+        todo, hives, volumes = changing.pending(changes, guest), guest.facts.hives, guest.volumes
+    if not run.state().get("recovered"):
+        for path in overlays.values():
+            path.unlink(missing_ok=True)
+    progress("edit", 0, len(changes))
+    with _appliance(seen, overlays, volumes) as door:
+        changing.perform(todo, hives, door)
+    run.save_state(recovered=None)
+    progress("edit", len(changes), len(changes))
+
+
+@contextlib.contextmanager
+def _appliance(
+    seen: planning.View, overlays: Mapping[str, Path], volumes: Mapping[str, Volume]
+) -> Iterator[Appliance]:
+    """The writing door on overlays; afterwards, a read that failed inside what was edited is an error."""
     from p2v.guest.guestfs import Appliance
 
-    guest = seen.known_guest
-    changing.pending(changes, guest)  # a guest that has drifted must not cost an appliance start
-    for path in overlays.values():
-        path.unlink(missing_ok=True)
-    progress("edit", 0, len(changes))
-    with stage.Stage({disk: seen.disks[disk] for disk in overlays}, overlays) as staged:
-        with Appliance(staged.disks, guest.volumes) as door:
-            changing.apply(changes, guest, door)
-        failed = staged.failed_reads()
+    with Stage(seen.disks, overlays) as staged:
+        with Appliance(staged.disks, volumes) as door:
+            yield door
+        reads = staged.failed_reads()
+    failed = within_edits(reads, overlays)
     if failed:
         raise GuestError(
             "the disk could not be read where the guest had to be edited",
@@ -64,14 +124,26 @@ def make_overlays(
             "an edit there cannot be trusted; no output was begun, and the source is untouched",
             planning.RESCUE_FIRST,
         )
-    progress("edit", len(changes), len(changes))
+
+
+def within_edits(failed: Mapping[str, Sequence[Range]], overlays: Mapping[str, Path]) -> list[Where]:
+    """The failed reads that lie inside what was edited; one beside an edit harms nobody.
+
+    An overlay's subclusters are single sectors, so an edit never copies its neighbours.
+    """
+    hit = []
+    for disk, reads in failed.items():
+        edits = allocated(str(overlays[disk])) if reads else ()
+        hit += [Where(disk, r.offset, r.length) for r in reads
+                if any(edit.offset < r.end and r.offset < edit.end for edit in edits)]
+    return hit
 
 
 def digests(overlays: Mapping[str, Path]) -> dict[str, str] | None:
     """Of each overlay's file, None when one is missing: the overlay that a run knows is reused."""
     if not all(path.exists() for path in overlays.values()):
         return None
-    return {disk: stage.digest(path) for disk, path in overlays.items()}
+    return {disk: digest(path) for disk, path in overlays.items()}
 
 
 @contextlib.contextmanager
@@ -80,7 +152,7 @@ def overlaid(seen: planning.View, overlays: Mapping[str, Path]) -> Iterator[Mapp
     with contextlib.ExitStack() as stack:
         disks = dict(seen.disks)
         for disk, path in overlays.items():
-            disks[disk] = edited = stage.overlaid(seen.disks[disk], path)
+            disks[disk] = edited = overlaid_source(seen.disks[disk], path)
             stack.callback(edited.close)
         yield disks
 
@@ -103,10 +175,10 @@ def prove(
     missing = [change.place for change in changes if changing.state_of(change, guest) is not State.DONE]
     if missing:
         raise MismatchError(
-            f"{len(missing)} of {len(changes)} changes cannot be seen after they were made",
-            Where(item="; ".join(missing[:10])),
-            "the writer reported success; what it wrote reads differently",
-            "report this with the run's folder",
+            f"{len(missing)} of {len(changes)} changes are not there",
+            Where(item="; ".join(missing[:5]) + (" …" if len(missing) > 5 else "")),
+            "read back through another reader than the one that wrote them, these places hold something else",
+            "if nothing else has changed the images, report this with the run's folder",
         )
     found = boot_closure(guest, target_named(target)) if target else ()
     for finding in found:

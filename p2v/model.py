@@ -624,8 +624,11 @@ class Guest(Protocol):
         """What is at a change's place now, in the form of its before and after."""
 
 
-class WritableGuest(Guest, Protocol):
+class WritingDoor(Protocol):
     """The writing door: what changes.apply() needs."""
+
+    def read_bytes(self, disk: str, offset: int, length: int) -> bytes:
+        """Raw bytes of a disk, as this door sees them. Raises GuestError."""
 
     def write_bytes(self, disk: str, offset: int, data: bytes) -> None:
         """Raw bytes of a disk. Only before the first use of files. Raises GuestError."""

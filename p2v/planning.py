@@ -27,13 +27,16 @@ from p2v.model import (
     GuestFacts,
     MachineDisk,
     Plan,
+    Progress,
     Recovery,
     Source,
     Target,
     Volume,
     VolumeFacts,
+    no_progress,
     read,
 )
+from p2v.rundir import RunDir
 
 if TYPE_CHECKING:
     from p2v.guest.guest import ReadingGuest
@@ -54,6 +57,7 @@ class View:
     filesystems: Mapping[str, Filesystem]
     guest: ReadingGuest | None
     unknown: P2VError | None
+    drivers: Sequence[str] = ()
 
     @property
     def known_guest(self) -> ReadingGuest:
@@ -137,7 +141,7 @@ def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
             guest = open_guest(disks, layout, filesystems, drivers)
         except (Unsupported, GuestError) as error:
             unknown = error
-        return View(disks, layout, filesystems, guest, unknown)
+        return View(disks, layout, filesystems, guest, unknown, drivers)
     except ReadError as error:
         raise ReadError(error.what, error.where, f"{error.why}; nothing can be planned without these bytes",
                         RESCUE_FIRST) from error
@@ -181,14 +185,19 @@ def plan(
     drivers: Sequence[str | Path] = (),
     format: str | None = None,
     source_format: str | None = None,
+    progress: Progress = no_progress,
 ) -> Plan:
-    """What a conversion of these disks would do, and why. Nothing is written.
+    """What a conversion of these disks would do, and why.
+
+    Nothing is written; only where Windows was not shut down, its journal is replayed on an overlay in
+    OUTPUT/run, because the plan must be made from what the journal leaves.
 
     target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
     the guest lacks. format: of the images; the target's best by default. source_format: see open_source.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
     lacks a file, ReadError, LayoutError, PlanError.
     """
+    from p2v.editing import recovered
     from p2v.formats import FORMATS
     from p2v.target import target_named
 
@@ -199,12 +208,14 @@ def plan(
     for folder in folders:
         if not Path(folder).is_dir():
             raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
-    with opened(paths, source_format) as given:
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(opened(paths, source_format))
         disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
         seen = view(disks, folders)
-        guest = seen.known_guest
         refuse_hibernated(seen)
-        wanted, findings = wishes(seen, chosen)
+        ready = stack.enter_context(recovered(seen, RunDir.of_output(output), progress))
+        guest = ready.known_guest
+        wanted, findings = wishes(ready, chosen)
         images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts))
                   for id, source in disks.items()]
         return Plan(
@@ -215,7 +226,7 @@ def plan(
             facts=guest.facts,
             machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
             changes=tuple(wanted),
-            findings=(*seen.findings, *findings),
+            findings=(*ready.findings, *findings),
             drivers=tuple(folders),
         )
 
@@ -257,10 +268,9 @@ def recoveries(seen: View) -> Iterator[Recovery]:
     from p2v.registry import regf
 
     guest = seen.known_guest
-    for name in sorted({guest.facts.boot_volume, guest.facts.system_volume}):
-        if seen.filesystems[name].state is FilesystemState.UNCLEAN:
-            yield Recovery("journal", name, "", "", "Windows was not shut down: its journal holds changes "
-                           "that the files do not show yet")
+    for name in unclean_volumes(seen):
+        yield Recovery("journal", name, "", "", "Windows was not shut down: its journal holds changes "
+                       "that the files do not show yet")
     for name, place in guest.facts.hives.items():
         files = guest.files(place.volume)
         log = place.path + ".LOG"
@@ -268,6 +278,14 @@ def recoveries(seen: View) -> Iterator[Recovery]:
         if found.replayed:
             yield Recovery("hive-log", place.volume, place.path, found.digest,
                            "the hive was not closed: its log holds the changes that it lacks", hive=name)
+
+
+def unclean_volumes(seen: View) -> list[str]:
+    """The volumes that a plan edits and whose journal is not replayed; all of them where no guest is known yet."""
+    unclean = {name for name, filesystem in seen.filesystems.items() if filesystem.state is FilesystemState.UNCLEAN}
+    if seen.guest is not None:
+        unclean &= {seen.guest.facts.boot_volume, seen.guest.facts.system_volume}
+    return sorted(unclean)
 
 
 def refuse_hibernated(seen: View) -> None:

@@ -163,9 +163,8 @@ def render_result(result: Result, verb: str) -> str:
         return f"{result.folder}: nothing to do, all of it is {verb} already."
     lines = [f"{verb}: {result.folder}, {result.changes} change(s)"]
     for disk, report in result.reports.items():
-        counts = ((kind, getattr(report.counts, kind)) for kind in ("read", "found_zero", "zero", "free", "bad"))
         lines.append(f"  {disk}  " + ", ".join(
-            f"{amount(size)} {kind.replace('_', ' ')}" for kind, size in counts if size))
+            f"{amount(size)} {kind.replace('_', ' ')}" for kind, size in report.counts.items() if size))
     lines += [f"  {file}" for file in result.files]
     if result.findings:
         lines += ["", render_findings(result.findings)]

@@ -29,10 +29,10 @@ def open_image(path: str, format: str, *, backing: bool = True) -> Source:
     unnamed format), MissingTool.
     """
     libnbd()
-    image = _json_name(path, format, backing)
+    image = json_name(path, format, backing)
     if backing and format == "qcow2":
         _refuse_unnamed_backing(path)
-    server = _QemuNbd(image)
+    server = QemuNbd(image)
     try:
         return server.source(path, format)
     except BaseException:
@@ -57,20 +57,21 @@ def allocated(path: str) -> tuple[Range, ...]:
     return tuple(found)
 
 
-class _QemuNbd:
+class QemuNbd:
     """A qemu-nbd of our own, in a folder of our own. It ends with stop(), or with this object.
 
     It also ends when its last client is gone (no --persistent), so a killed p2v leaves none behind.
+    writable: for images that are edited in place; every source is opened without it.
     """
 
-    def __init__(self, image: str) -> None:
+    def __init__(self, image: str, *, writable: bool = False) -> None:
         program = _program("qemu-nbd")
         folder = tempfile.mkdtemp(prefix="p2v-nbd-")  # 0700: nobody else reaches the socket
         self.socket = os.path.join(folder, "socket")
         self._log = os.path.join(folder, "log")
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [program, "--read-only", "--shared=8", f"--socket={self.socket}", image],
+                [program, *(() if writable else ("--read-only",)), "--shared=8", f"--socket={self.socket}", image],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_plain_environment(),
                 start_new_session=True,  # Ctrl-C ends p2v, which ends it in order
             )
@@ -109,7 +110,7 @@ def _end(process: subprocess.Popen[bytes], folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _json_name(path: str, format: str, backing: bool) -> str:
+def json_name(path: str, format: str, backing: bool) -> str:
     """The image as a json: filename: no comma, colon or protocol in a path means anything there."""
     try:
         mode = os.stat(path).st_mode
@@ -140,7 +141,7 @@ def _refuse_unnamed_backing(path: str) -> None:
 def _qemu_img(command: str, path: str) -> Any:
     """What qemu-img says of a qcow2 without its backing file, as parsed JSON."""
     program = _program("qemu-img")
-    image = _json_name(path, "qcow2", backing=False)
+    image = json_name(path, "qcow2", backing=False)
     done = subprocess.run([program, command, "--output=json", image], capture_output=True, check=False,
                           stdin=subprocess.DEVNULL, env=_plain_environment(), timeout=_QEMU_SECONDS,
                           start_new_session=True)

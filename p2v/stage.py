@@ -1,0 +1,128 @@
+"""A thin overlay over each read-only source: opened for the guest's edits, then read back as a Source.
+
+The source is lent out on a private NBD socket, so a mirror put together on the fly serves as well as a
+disk. The overlay has 512-byte subclusters: a larger one copies the neighbours of an edit, and one bad
+sector there loses live data in silence (tried: an MFT cluster, with every call returning success).
+An overlay belongs to its run: the same edits made twice give other bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from p2v.errors import MismatchError, MissingTool, Where, WriteError
+from p2v.model import Range, Source
+from p2v.source.nbd import allocated, open_image
+from p2v.source.overlaid import Overlaid
+from p2v.source.serve import Server
+
+FORMAT = "qcow2"
+_OPTIONS = "extended_l2=on,cluster_size=16k"
+_CHECK_FAILED = "the overlay that holds the guest's edits is damaged"
+
+
+class Stage:
+    """Sources lent out, an overlay on each, while the with block lasts.
+
+    sources: by disk id. overlays: disk id → path; an overlay that exists is used further.
+    Raises WriteError where an overlay cannot be made, MissingTool without qemu-img.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], overlays: Mapping[str, Path]) -> None:
+        self._sources = {disk: sources[disk] for disk in overlays}
+        self._overlays = dict(overlays)
+        self._servers: dict[str, Server] = {}
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def disks(self) -> list[tuple[str, str, str]]:
+        """(disk id, path, format) of each overlay, to be opened for writing."""
+        return [(disk, str(path), FORMAT) for disk, path in self._overlays.items()]
+
+    def failed_reads(self) -> dict[str, list[Range]]:
+        """What could not be read of each source while it was lent out."""
+        return {disk: server.failed_reads for disk, server in self._servers.items()}
+
+    def __enter__(self) -> Stage:
+        with self._stack as stack:
+            sockets = tempfile.mkdtemp(prefix="p2v-stage-")  # 0700: nobody else reaches the sources
+            stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+            for number, (disk, path) in enumerate(self._overlays.items()):
+                server = Server(self._sources[disk], os.path.join(sockets, str(number)))
+                self._servers[disk] = stack.enter_context(server)
+                _make(path, server.uri, self._sources[disk].size)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def overlaid(source: Source, path: Path) -> Source:
+    """The source with the overlay's changes in front of it, re-opened from disk.
+
+    What the overlay does not hold is read from the source directly, not through NBD or qemu. Closing it
+    leaves the source open. Raises MismatchError where the overlay is damaged.
+    """
+    done = _qemu_img("check", _alone(path))
+    if done.returncode != 0:
+        raise MismatchError(_CHECK_FAILED, Where(item=str(path)), (done.stdout + done.stderr).strip()[-500:],
+                            "delete it and run the command again: no image has been begun")
+    return _Staged(source, open_image(str(path), FORMAT, backing=False), allocated(str(path)))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of an overlay's file, after it was forced to the medium."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Staged(Overlaid):
+    """An overlaid source that owns its overlay and nothing else."""
+
+    def __init__(self, base: Source, top: Source, changed: tuple[Range, ...]) -> None:
+        super().__init__(base, top, changed)
+        self._overlay = top
+
+    def close(self) -> None:
+        """Let the overlay go; the source stays open."""
+        self._overlay.close()
+
+
+def _make(path: Path, backing: str, size: int) -> None:
+    """A new overlay, or an old one told where its source is lent out this time."""
+    if path.exists():
+        done = _qemu_img("rebase", "-u", "-f", FORMAT, "-b", backing, "-F", "raw", str(path))
+    else:
+        done = _qemu_img("create", "-q", "-f", FORMAT, "-o", _OPTIONS, "-b", backing, "-F", "raw",
+                         str(path), str(size))
+    if done.returncode != 0:
+        raise WriteError("the overlay for the guest's edits cannot be made", Where(item=str(path)),
+                         (done.stderr or done.stdout).strip()[-500:],
+                         "free space or choose another output folder; nothing was written elsewhere")
+
+
+def _alone(path: Path) -> str:
+    """The overlay without its source, whose socket is gone."""
+    return "json:" + json.dumps(
+        {"driver": FORMAT, "file": {"driver": "file", "filename": str(path.absolute())}, "backing": None})
+
+
+def _qemu_img(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["qemu-img", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise MissingTool("qemu-img is not installed", "qemu-utils", "edits are made on a qcow2 overlay",
+                          "apt-get install qemu-utils") from error
