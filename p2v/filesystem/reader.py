@@ -235,7 +235,7 @@ def _missing(package: str) -> MissingTool:
 def _ntfs_shape(_: Source) -> _Shape:
     def names(entry: Any, in_root: bool) -> Sequence[str]:
         own = in_root and int(entry.get_i30_file_reference()) & RECORD_NUMBER < FIRST_USER_RECORD
-        return [] if own or not entry.name else [entry.name]
+        return [] if own or not entry.name else [_whole(entry.name)]
 
     return _Shape(lambda entry: bool(entry.has_directory_entries_index()), names, finds_short=True)
 
@@ -248,7 +248,7 @@ def _fat_shape(source: Source) -> _Shape:
     def names(entry: Any, _: bool) -> Sequence[str]:
         if not entry.name or entry.name in (".", "..") or (entry.file_attribute_flags or 0) & LABEL:
             return []
-        return [entry.name, _short_name(read(source, int(entry.identifier), 11))]
+        return [_whole(entry.name), _short_name(read(source, int(entry.identifier), 11))]
 
     return _Shape(is_folder, names, finds_short=False)
 
@@ -258,6 +258,12 @@ def _short_name(raw: bytes) -> str:
     stem = (b"\xe5" + raw[1:8] if raw[0] == 0x05 else raw[:8]).decode("cp850").rstrip(" ")
     extension = raw[8:11].decode("cp850").rstrip(" ")
     return f"{stem}.{extension}" if extension else stem
+
+
+def _whole(name: str) -> str:
+    """A name with a lone surrogate comes out of libfsntfs as a str that equals no other: make it anew."""
+    return name if name.isascii() else \
+        name.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -50,12 +50,15 @@ class SourceFile:
         return data
 
     def _fetch(self, offset: int, length: int) -> bytes:
+        first = offset // BLOCK
         if length > BLOCK:
             return read(self._source, offset, length)
-        first = offset // BLOCK
-        data = self._block(first)
-        if offset + length > (first + 1) * BLOCK:
-            data += self._block(first + 1)
+        try:
+            data = self._block(first)
+            if offset + length > (first + 1) * BLOCK:
+                data += self._block(first + 1)
+        except ReadError:  # a neighbour is bad: ask for these bytes alone
+            return read(self._source, offset, length)
         start = offset - first * BLOCK
         return data[start:start + length]
 

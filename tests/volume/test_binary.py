@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import construct as c
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2v.binary import parse
@@ -59,6 +59,7 @@ def test_what_cannot_be_read_is_a_read_error() -> None:
         parse(LAYOUT, FaultySource(MemorySource(GOOD), [Range(4, 1)]), 0, Header, "the header")
 
 
+@settings(deadline=None, max_examples=100)
 @given(st.binary(min_size=13, max_size=13))
 def test_any_bytes_give_a_header_or_a_layout_error(data: bytes) -> None:
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2v.model import Geometry
@@ -45,6 +45,7 @@ def test_ends(lba: int, geometry: Geometry, chs: bytes) -> None:
     assert end_chs(lba, geometry) == chs
 
 
+@settings(deadline=None, max_examples=100)
 @given(lba=st.integers(0, 1 << 32), heads=st.sampled_from([2, 16, 64, 128, 240, 255]), sectors=st.integers(1, 63))
 def test_what_is_packed_is_unpacked(lba: int, heads: int, sectors: int) -> None:
     chs = start_chs(lba, Geometry(heads, sectors))
@@ -55,6 +56,7 @@ def test_what_is_packed_is_unpacked(lba: int, heads: int, sectors: int) -> None:
         assert (cylinder * heads + head) * sectors + sector - 1 == lba
 
 
+@settings(deadline=None, max_examples=100)
 @given(lba=st.integers(0, 1 << 32), heads=st.sampled_from([16, 32, 64, 128, 255]))
 def test_no_end_misleads_qemu(lba: int, heads: int) -> None:
     """QEMU guesses heads = end head + 1, sectors = end sector: that is the truth, or 255 x 63."""

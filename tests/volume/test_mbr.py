@@ -7,9 +7,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import chain, disk, sector
+from made_tables import chain, disk, sector
 
 from p2v.errors import Finding, Severity
 from p2v.model import Partition, Range
@@ -196,6 +196,7 @@ def libparted(source: MemorySource, partitions: tuple[Partition, ...]) -> tuple[
     return parted.compare("disk0", source, partitions)
 
 
+@settings(deadline=None, max_examples=50)
 @given(primaries=st.lists(st.integers(1, 500), max_size=3),
        logicals=st.lists(st.integers(1, 500), max_size=12), gap=st.integers(1, 70))
 def test_libparted_sees_the_same_partitions(primaries: list[int], logicals: list[int], gap: int) -> None:
@@ -238,6 +239,7 @@ def test_every_flipped_byte_gives_an_answer(table: int) -> None:
                 assert 0 < volume.source.size <= len(data)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.binary(min_size=66, max_size=66), st.binary(min_size=66, max_size=66))
 def test_any_table_gives_an_answer(first: bytes, second: bytes) -> None:
     data = disk(4096, {0: bytes(446) + first[:64] + b"\x55\xaa", 9: bytes(446) + second})

@@ -1,0 +1,82 @@
+"""Every volume reader: what it finds lies where it says, and damage is a finding, never an exception."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2v.errors import Finding
+from p2v.model import Partition, Range, Volume, read
+from p2v.testing import FaultySource, MemorySource, numbered_sectors
+from p2v.volume import READERS, Layout, VolumeReader, find_volumes
+
+SIZE = 4096 * 512
+
+
+def mbr_disk() -> bytes:
+    """Two primaries and a logical, over sectors that carry their own numbers."""
+    data = bytearray(numbered_sectors("disk0", SIZE))
+    for table, rows in ((0, [(7, 63, 500), (6, 600, 1000), (5, 2000, 2000)]), (2000, [(7, 63, 1000)])):
+        entries = b"".join(bytes(4) + bytes([type]) + bytes(3) + start.to_bytes(4, "little")
+                           + count.to_bytes(4, "little") for type, start, count in rows)
+        data[table * 512 + 446:table * 512 + 512] = entries.ljust(64, b"\0") + b"\x55\xaa"
+    return bytes(data)
+
+
+DISKS = {"mbr": mbr_disk()}
+"""By the reader's NAME, a disk on which it finds volumes: each new reader brings one."""
+
+
+@pytest.fixture(params=READERS, ids=lambda reader: reader.NAME)
+def reader(request: pytest.FixtureRequest) -> VolumeReader:
+    assert request.param.NAME in DISKS, "a volume reader without a fixture"
+    return request.param
+
+
+def test_volumes_are_the_bytes_of_their_members(reader: VolumeReader) -> None:
+    data = DISKS[reader.NAME]
+    volumes = [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume)]
+    assert volumes and len({v.name for v in volumes}) == len(volumes)
+    for volume in volumes:
+        assert volume.source.size == sum(member.length for member in volume.members)
+        if volume.layout == "basic":
+            (member,) = volume.members
+            assert read(volume.source, 0, member.length) == data[member.offset:member.offset + member.length]
+        assert volume.source.name == volume.name
+
+
+def test_names_and_numbers_are_stable(reader: VolumeReader) -> None:
+    def told(layout: Layout) -> list[object]:
+        return [*((v.name, v.members, v.partition) for v in layout.volumes), *layout.partitions, *layout.findings]
+
+    disks = {"disk0": MemorySource(DISKS[reader.NAME]), "disk1": MemorySource(DISKS[reader.NAME])}
+    assert told(find_volumes(disks)) == told(find_volumes(disks))
+    assert {v.members[0].disk for v in find_volumes(disks).volumes} == set(disks)
+
+
+def test_nothing_on_an_empty_disk(reader: VolumeReader) -> None:
+    for data in (b"", bytes(512), bytes(SIZE)):
+        assert not [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_damage_is_a_finding(data: st.DataObject) -> None:
+    for reader in READERS:
+        disk = bytearray(DISKS[reader.NAME])
+        for _ in range(data.draw(st.integers(1, 8))):
+            sector = data.draw(st.sampled_from([0, 2000]))
+            disk[sector * 512 + data.draw(st.integers(440, 511))] = data.draw(st.integers(0, 255))
+        size = data.draw(st.sampled_from([SIZE, 2001 * 512, 600 * 512, 512, 100]))
+        for found in reader.find({"disk0": MemorySource(disk[:size])}):
+            assert isinstance(found, Volume | Partition | Finding)
+            if isinstance(found, Volume):
+                assert all(0 <= m.offset < m.offset + m.length <= size for m in found.members)
+
+
+@pytest.mark.parametrize("sector", [0, 2000])
+def test_a_table_that_cannot_be_read_is_a_finding(reader: VolumeReader, sector: int) -> None:
+    source = FaultySource(MemorySource(DISKS[reader.NAME]), [Range(sector * 512, 512)])
+    findings = [found for found in reader.find({"disk0": source}) if isinstance(found, Finding)]
+    assert findings and all(f.what and f.why and f.where.source for f in findings)
