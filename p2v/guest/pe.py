@@ -46,6 +46,8 @@ def read_program(data: bytes, name: str) -> Program:
 
 
 def _check_whole(pe: pefile.PE, size: int) -> None:
+    if not pe.sections or len(pe.sections) != pe.FILE_HEADER.NumberOfSections:
+        raise ValueError("its section table is cut off")
     for section in pe.sections:
         if section.SizeOfRawData and section.PointerToRawData + section.SizeOfRawData > size:
             raise ValueError("a section ends past the end of the file: it is cut off")

@@ -20,7 +20,7 @@ NAME = "boot-ini"
 MARK = b"[VM diagnostic]"
 MENU_LIMIT = 10  # lines that NTLDR's menu shows [from memory]
 PLACE = "\\boot.ini"
-DEBUGGER = re.compile(rb"(?i)/(debug|debugport|baudrate|crashdebug|nodebug)(=\S+)?")
+DEBUGGER = re.compile(rb"(?i)/(debug|debugport|baudrate|crashdebug|nodebug)(=\S+)?(?=\s|$)")
 
 
 def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: ARG001  # the protocol's
