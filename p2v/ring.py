@@ -133,7 +133,7 @@ def in_order(
     from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
     ring = _Ring(work, do, hand_on)
-    threads = max(2, min(4, (os.cpu_count() or 1) + 1))
+    threads = max(2, min(4, os.cpu_count() or 1))  # more than cores: slower, tried
     with ThreadPoolExecutor(threads, "p2v-copy") as pool:
         try:
             pending = {pool.submit(ring.thread) for _ in range(threads)}

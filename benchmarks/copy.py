@@ -1,0 +1,157 @@
+"""The copy against its peers: ratios of the best and the median, over rounds that take turns.
+
+    python -m benchmarks.copy --size 2G --rounds 5 --folder /var/tmp
+
+The disk is raw, its holes known to nobody: a third is data, a third zeroes that were written, a third holes
+between runs of 64 KiB to 16 MiB. Source in the page cache. Each job runs twice: output into the page cache
+("cached": fsync does nothing in this process, peers do not call it), and until durable ("durable": fsync
+inside the time). p2v takes its digests in both; no peer takes any. Single runs on such machines vary
+threefold, so only the ratios say anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+from p2v.copy import plan_copy, run_copy
+from p2v.formats import FORMATS
+from p2v.source.device import open_disk
+
+UNITS = {"K": 10, "M": 20, "G": 30}
+Job = Callable[[Path, Path, bool], None]
+
+
+def main() -> None:
+    """Reads the command line, runs all jobs, prints the table."""
+    parser = argparse.ArgumentParser(description="p2v's copy against qemu-img and cp, in one run")
+    parser.add_argument("--size", default="1G", help="of the disk: a number with K, M or G")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", default=None, help="where source and images lie; default: a temporary one")
+    options = parser.parse_args()
+    size = int(options.size[:-1]) << UNITS[options.size[-1].upper()]
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        source = Path(folder, "source.raw")
+        data = make_disk(source, size)
+        print(f"{size >> 20} MiB, {data >> 20} MiB of it data; {options.rounds} rounds; ratio > 1: p2v is faster")
+        print(f"{'job':<24}{'peer':<28}{'best':>6}{'median':>8}   seconds best (p2v, peer)   CPU (p2v, peer)")
+        for durable in (False, True):
+            for name, peers in JOBS.items():
+                compare(name, peers, source, Path(folder), options.rounds, durable)
+
+
+def make_disk(path: Path, size: int) -> int:
+    """A disk with runs of data, written zeroes and holes in turn. Returns the bytes of data."""
+    chance = random.Random(7)
+    at = data = 0
+    with open(path, "wb") as file:
+        file.truncate(size)
+        while at < size:
+            kind = chance.choice("dzh")
+            length = min(chance.choice((1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)), size - at)
+            if kind != "h":
+                os.pwrite(file.fileno(), chance.randbytes(length) if kind == "d" else bytes(length), at)
+            data += length if kind == "d" else 0
+            at += length
+        os.fsync(file.fileno())
+    return data
+
+
+def p2v(name: str) -> Job:
+    """Our copy into a format."""
+
+    def job(source: Path, out: Path, durable: bool) -> None:
+        with mock.patch("os.fsync") if not durable else nullcontext():
+            disk = open_disk(str(source))
+            writer = FORMATS[name].create(str(out), disk.size)
+            run_copy(disk, plan_copy(disk), writer)
+            writer.finish()
+            disk.close()
+
+    return job
+
+
+def program(*words: str) -> Job:
+    """A peer; SRC and OUT in its words are replaced."""
+
+    def job(source: Path, out: Path, durable: bool) -> None:
+        places = {"SRC": str(source), "OUT": str(out)}
+        subprocess.run([places.get(word, word) for word in words], check=True)
+        if durable:
+            with open(out, "rb") as file:
+                os.fsync(file.fileno())
+
+    return job
+
+
+CONVERT = ("qemu-img", "convert", "-f", "raw", "-O")
+JOBS: dict[str, dict[str, Job]] = {
+    "raw": {
+        "p2v": p2v("raw"),
+        "qemu-img -W -m 8": program(*CONVERT, "raw", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "raw", "SRC", "OUT"),
+        "cp --sparse=always": program("cp", "--sparse=always", "SRC", "OUT"),
+    },
+    "qcow2": {
+        "p2v": p2v("qcow2"),
+        "qemu-img -W -m 8": program(*CONVERT, "qcow2", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "qcow2", "SRC", "OUT"),
+    },
+}
+
+
+def compare(
+    name: str, peers: dict[str, Job], source: Path, folder: Path, rounds: int, durable: bool
+) -> None:
+    """Rounds in which each peer has its turn; one line per peer against p2v, the first one."""
+    walls: dict[str, list[float]] = {peer: [] for peer in peers}
+    cpus: dict[str, list[float]] = {peer: [] for peer in peers}
+    chance = random.Random(1)
+    order = iter(chance.random, None)
+    for number in range(rounds + 1):
+        for peer in sorted(peers, key=lambda _: next(order)):
+            out = folder / "out"
+            wall, cpu = measured(peers[peer], source, out, durable)
+            out.unlink()
+            if number:  # the first round only warms up
+                walls[peer].append(wall)
+                cpus[peer].append(cpu)
+    ours, *others = peers
+    for peer in others:
+        best = min(walls[peer]) / min(walls[ours])
+        median = statistics.median(walls[peer]) / statistics.median(walls[ours])
+        print(f"{name + (', durable' if durable else ', cached'):<24}{peer:<28}{best:>6.2f}{median:>8.2f}   "
+              f"{spread(walls[ours])}, {spread(walls[peer])}   {min(cpus[ours]):.2f}, {min(cpus[peer]):.2f}",
+              flush=True)
+
+
+def measured(job: Job, source: Path, out: Path, durable: bool) -> tuple[float, float]:
+    """Wall and CPU seconds of a job, its child processes included."""
+    cpu, wall = spent(), time.perf_counter()
+    job(source, out, durable)
+    return time.perf_counter() - wall, spent() - cpu
+
+
+def spent() -> float:
+    """CPU seconds of this process and its children so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Best to worst."""
+    return f"{min(seconds):.2f}-{max(seconds):.2f}"
+
+
+if __name__ == "__main__":
+    main()
