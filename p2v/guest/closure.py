@@ -48,6 +48,7 @@ class _Walk:
         self.files = guest.files(guest.facts.boot_volume)
         self.set = f"{guest.facts.default_control_set}\\"
         self.seen: dict[str, _File | str] = {}  # path → the file, or what is wrong with it
+        self.said: set[tuple[str, Severity]] = set()  # many drivers import one kernel
         generation = driver.generation
         self.vital = {one.name.lower() for one in generation.service}
         self.vital |= {one.name.lower() for one in generation.needed}
@@ -106,6 +107,9 @@ class _Walk:
             asked.add(path.lower())
             found = self._look(path)
             if isinstance(found, str):
+                if {(path.lower(), severity), (path.lower(), Severity.ERROR)} & self.said:
+                    continue
+                self.said.add((path.lower(), severity))
                 yield Finding(f"{who} needs {path.rpartition(chr(92))[2]}: {found}",
                               Where(self.facts.boot_volume, item=path),
                               "the loader says that the file is missing or corrupt, or Windows stops with 0x7B",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from fixtures import guests, trees
 from fixtures.servers import Server
+from p2v import changes
+from p2v.errors import Finding
+from p2v.guest.fixers import FIXERS
 from p2v.guest.guest import ReadingGuest, open_guest
+from p2v.testing import DirGuest
 
 Opener = Callable[[Server], ReadingGuest]
 
@@ -31,3 +38,19 @@ def see() -> Iterator[Opener]:
             return open_guest(disks, layout, filesystems, drivers)
 
         yield opened
+
+
+@pytest.fixture(scope="session")
+def fitted(xp_files: list[trees.TreeFile], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The XP server's files after all fixers."""
+    folder = guests.unpack(xp_files, tmp_path_factory.mktemp("fitted"))
+    guest = DirGuest({"disk0p1": folder})
+    wishes = [wish for fixer in FIXERS for wish in fixer.plan(guest, guests.PiixTarget())]
+    changes.apply([wish for wish in wishes if not isinstance(wish, Finding)], guest, guest.again())
+    return folder
+
+
+@pytest.fixture
+def fitted_tree(fitted: Path, tmp_path: Path) -> Path:
+    """The same in a folder to spoil."""
+    return Path(shutil.copytree(fitted, tmp_path / "fitted"))
