@@ -3,8 +3,8 @@
 Each thread owns one buffer of CHUNK bytes: it takes the next item, reads and works on it, waits for its
 turn and hands the result on itself, while the bytes are still in its core's cache. So memory does not
 grow with the disk, whoever takes the results sees them ascending and one at a time, and nothing is
-queued. Tried against a reader, a queue and a writer thread: the copy between cores costs more than the
-turns do, and Linux lets only one thread at a time write into a file anyway (ext4's inode lock).
+queued. Taking turns at the writer is meant to cost little: a buffered write holds the inode's lock on ext4
+and most Linux file systems, so two threads could hardly write into one file at once anyway.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def in_order(
     from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
     ring = _Ring(work, do, hand_on)
-    threads = max(2, min(4, os.cpu_count() or 1))  # more than cores: slower, tried
+    threads = max(2, min(4, os.cpu_count() or 1))  # three on two cores were slower
     with ThreadPoolExecutor(threads, "p2v-copy") as pool:
         try:
             pending = {pool.submit(ring.thread) for _ in range(threads)}

@@ -73,7 +73,7 @@ class PartFile:
         """Have the kernel write as we go, so that the sync at the end finds little left to do.
 
         POSIX_FADV_DONTNEED starts writing what is dirty and drops what is clean; right after the write
-        nothing is (Linux mm/fadvise.c). Measured: 1.4 times as fast until durable.
+        nothing is (Linux mm/fadvise.c). Best of nine, 704 MiB to qcow2 until durable: 0.45 s, without 0.61 s.
         """
         if not self._eager:
             self._low = offset
