@@ -1,8 +1,8 @@
 """Plan, diff, apply, verify, undo: one list of changes, told in one place.
 
 A change is a place with a before, an after and a why. Seen against a guest it is pending, done or
-drifted. apply() does the pending ones, skips the done ones, and stops before the first write if any has
-drifted, so it is safe to run again after a power cut. undo is apply on the inverses, last first.
+drifted. A run does the pending ones, skips the done ones, and stops before the first write if any has
+drifted, so it is safe to run again after a power cut. undo is a run of the inverses, last first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from p2v.errors import DriftError, GuestError, PlanError, Where
 from p2v.model import (
-    BytesChange,
     Change,
     FileChange,
     Guest,
@@ -79,27 +78,12 @@ def pending(changes: Sequence[Change], guest: Guest) -> list[Change]:
     return [change for change, state in seen if state is State.PENDING]
 
 
-def apply(changes: Sequence[Change], guest: Guest, door: WritingDoor) -> int:
-    """Do what is pending, through the writing door. Returns how many changes that were.
-
-    guest: the same guest through the reading door, before the edits.
-    Raises DriftError before the first write, GuestError where the door fails.
-    """
-    todo = pending(changes, guest)
-    perform(todo, guest.facts.hives, door)
-    return len(todo)
-
-
 def perform(todo: Sequence[Change], hives: Mapping[str, HivePlace], door: WritingDoor) -> None:
-    """Do changes that are known to be pending. hives: where each hive lies.
+    """Do changes that are known to be pending, through the writing door. hives: where each hive lies.
 
-    Raw bytes go first, with nothing mounted; then files; then each hive once, replaced whole. A journal's
-    recovery is not done here: it comes before the plan. Raises GuestError where the door fails.
+    Files first, then each hive once, replaced whole. Raw bytes and journals are not done here: they come
+    before anything is mounted (stage.write_bytes, recover_journal). Raises GuestError where the door fails.
     """
-    for change in todo:
-        if isinstance(change, BytesChange):
-            _check_door(change, door)
-            door.write_bytes(change.disk, change.offset, change.after)
     for change in todo:
         if isinstance(change, FileChange):
             _apply_file(change, door)
@@ -117,18 +101,6 @@ def by_hive(changes: Iterable[Change]) -> Mapping[str, list[ValueChange | KeyCha
         if isinstance(change, HIVE_CHANGES) or (isinstance(change, Recovery) and change.hive):
             hives.setdefault(change.hive, []).append(change)
     return hives
-
-
-def _check_door(change: BytesChange, door: WritingDoor) -> None:
-    """The two doors must see the same disk: a mix-up of disks would write into the wrong one."""
-    now = door.read_bytes(change.disk, change.offset, len(change.before))
-    if now != change.before:
-        raise GuestError(
-            "the writing door sees other bytes than the reading door",
-            Where(change.disk, change.offset, len(change.before)),
-            "the disks may be mixed up; nothing was written there",
-            "report this with the run's log",
-        )
 
 
 def _apply_file(change: FileChange, door: WritingDoor) -> None:

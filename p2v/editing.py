@@ -43,10 +43,7 @@ def touched_disks(changes: Sequence[Change], seen: planning.View) -> list[str]:
         if isinstance(change, BytesChange):
             disks.add(change.disk)
             continue
-        if isinstance(change, (FileChange, Recovery)):
-            volume = change.volume
-        else:
-            volume = guest.facts.hives[change.hive].volume
+        volume = change.volume if isinstance(change, (FileChange, Recovery)) else guest.facts.hives[change.hive].volume
         disks.update(member.disk for member in guest.volumes[volume].members)
     return [disk for disk in seen.disks if disk in disks]
 
@@ -69,7 +66,8 @@ def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress
     if known is None or known != digests(overlays):
         run.make()
         run.save_state(recovered=None, overlays=None)
-        with _appliance(seen, overlays, {volume.name: volume for volume in seen.layout.volumes}) as door:
+        volumes = {volume.name: volume for volume in seen.layout.volumes}
+        with _appliance(seen, overlays, volumes) as door:
             for index, name in enumerate(unclean):
                 progress("replay journals", index, len(unclean))
                 door.recover_journal(name)
@@ -99,7 +97,8 @@ def make_overlays(
         for path in overlays.values():
             path.unlink(missing_ok=True)
     progress("edit", 0, len(changes))
-    with _appliance(seen, overlays, volumes) as door:
+    raw = [change for change in todo if isinstance(change, BytesChange)]
+    with _appliance(seen, overlays, volumes, raw) as door:
         changing.perform(todo, hives, door)
     run.save_state(recovered=None)
     progress("edit", len(changes), len(changes))
@@ -107,12 +106,16 @@ def make_overlays(
 
 @contextlib.contextmanager
 def _appliance(
-    seen: planning.View, overlays: Mapping[str, Path], volumes: Mapping[str, Volume]
+    seen: planning.View, overlays: Mapping[str, Path], volumes: Mapping[str, Volume], raw: Sequence[BytesChange] = ()
 ) -> Iterator[Appliance]:
-    """The writing door on overlays; afterwards, a read that failed inside what was edited is an error."""
+    """The writing door on overlays, after raw bytes were written into them.
+
+    At the end, a read that failed inside what was edited is an error.
+    """
     from p2v.guest.guestfs import Appliance
 
     with Stage(seen.disks, overlays) as staged:
+        staged.write_bytes(raw)
         with Appliance(staged.disks, volumes) as door:
             yield door
         reads = staged.failed_reads()

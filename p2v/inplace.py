@@ -6,22 +6,19 @@ before the image is touched. Replaying it is safe any number of times.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from p2v.copy import CopyReport
 from p2v.digests import digest_of
-from p2v.errors import DriftError, MismatchError, Where, WriteError
+from p2v.errors import DriftError, MismatchError, Where
 from p2v.model import Range, Source, read
 from p2v.ring import CHUNK
 from p2v.rundir import cannot_write, sync_folder
-from p2v.source.nbd import QemuNbd, json_name
-from p2v.source.nbdclient import libnbd
+from p2v.stage import opened_for_writing
 
 MAGIC = b"p2v journal 1\n\0\0"
 HEAD = struct.Struct("<QQ")  # offset, length; then length bytes before and length bytes after
@@ -99,7 +96,7 @@ def replay(path: Path, image: str, format: str) -> None:
 
     Raises DriftError when a piece holds neither what was before nor what is to be, before writing any.
     """
-    with _opened(image, format) as disk:
+    with opened_for_writing(image, format) as disk:
         for offset, old, new in _entries(path):
             if bytes(disk.pread(len(old), offset)) not in (old, new):
                 raise DriftError(
@@ -111,26 +108,6 @@ def replay(path: Path, image: str, format: str) -> None:
         for offset, _old, new in _entries(path):
             disk.pwrite(new, offset)
         disk.flush()
-
-
-@contextlib.contextmanager
-def _opened(image: str, format: str) -> Iterator[Any]:
-    """A libnbd handle that writes into the image. Raises WriteError where qemu cannot open or write it."""
-    nbd = libnbd()
-    server = QemuNbd(json_name(image, format, backing=True), writable=True)
-    try:
-        ready = server.source(image, format)  # it answers; and it ends when its last client is gone
-        handle = nbd.NBD()
-        handle.connect_unix(server.socket)
-        yield handle
-        handle.shutdown()
-        ready.close()
-    except nbd.Error as error:
-        raise WriteError("the image cannot be written", Where(item=image), str(error.string),
-                         "see that nothing else uses it and that there is space, then run the same command again: "
-                         "it goes on") from error
-    finally:
-        server.stop()
 
 
 def refresh(report: CopyReport, source: Source, written: Sequence[tuple[int, int]]) -> None:

@@ -625,13 +625,7 @@ class Guest(Protocol):
 
 
 class WritingDoor(Protocol):
-    """The writing door: what changes.apply() needs."""
-
-    def read_bytes(self, disk: str, offset: int, length: int) -> bytes:
-        """Raw bytes of a disk, as this door sees them. Raises GuestError."""
-
-    def write_bytes(self, disk: str, offset: int, data: bytes) -> None:
-        """Raw bytes of a disk. Only before the first use of files. Raises GuestError."""
+    """The writing door: what changes.perform() needs."""
 
     def writable(self, volume: str) -> WritableFiles:
         """A volume's files, to write."""

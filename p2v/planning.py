@@ -173,7 +173,7 @@ def inspect(paths: Sequence[str | Path], *, format: str | None = None) -> Inspec
             sizes=tuple(source.size for source in disks.values()),
             volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
             facts=seen.guest.facts if seen.guest else None,
-            findings=tuple(seen.findings),
+            findings=(*seen.findings, *second_opinion(seen)),
         )
 
 
@@ -226,7 +226,7 @@ def plan(
             facts=guest.facts,
             machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
             changes=tuple(wanted),
-            findings=(*ready.findings, *findings),
+            findings=(*ready.findings, *second_opinion(ready), *findings),
             drivers=tuple(folders),
         )
 
@@ -261,6 +261,14 @@ def wishes(seen: View, target: Target) -> tuple[list[Change], list[Finding]]:
 def _signed(fixer: Fixer, guest: Guest, target: Target) -> Iterator[Change | Finding]:
     for wish in fixer.plan(guest, target):
         yield wish if wish.fixer else dataclasses.replace(wish, fixer=fixer.NAME)
+
+
+def second_opinion(seen: View) -> Iterator[Finding]:
+    """Where libparted reads a table in another way than p2v."""
+    from p2v.volume.parted import compare
+
+    for disk, source in seen.disks.items():
+        yield from compare(disk, source, [one for one in seen.layout.partitions if one.disk == disk])
 
 
 def recoveries(seen: View) -> Iterator[Recovery]:

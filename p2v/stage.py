@@ -15,13 +15,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from p2v.errors import MismatchError, MissingTool, Where, WriteError
-from p2v.model import Range, Source
-from p2v.source.nbd import allocated, open_image
+from p2v.errors import GuestError, MismatchError, MissingTool, Where, WriteError
+from p2v.model import BytesChange, Range, Source
+from p2v.source.nbd import QemuNbd, allocated, json_name, open_image
+from p2v.source.nbdclient import libnbd
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
 
@@ -52,6 +54,26 @@ class Stage:
         """What could not be read of each source while it was lent out."""
         return {disk: server.failed_reads for disk, server in self._servers.items()}
 
+    def write_bytes(self, changes: Iterable[BytesChange]) -> None:
+        """Raw bytes, before anything else opens the overlays; each place must hold its before.
+
+        Not through the appliance: its kernel reads whole pages, and one bad sector beside the MBR would
+        stand in the way. Raises GuestError where the overlay sees other bytes, WriteError.
+        """
+        by_disk: dict[str, list[BytesChange]] = {}
+        for change in changes:
+            by_disk.setdefault(change.disk, []).append(change)
+        for disk, theirs in by_disk.items():
+            with opened_for_writing(str(self._overlays[disk]), FORMAT) as image:
+                for change in theirs:
+                    if bytes(image.pread(len(change.before), change.offset)) != change.before:
+                        raise GuestError("the overlay does not show the disk's bytes",
+                                         Where(disk, change.offset, len(change.before)),
+                                         "the disks may be mixed up; nothing was written there",
+                                         "report this with the run's folder")
+                    image.pwrite(change.after, change.offset)
+                image.flush()
+
     def __enter__(self) -> Stage:
         with self._stack as stack:
             sockets = tempfile.mkdtemp(prefix="p2v-stage-")  # 0700: nobody else reaches the sources
@@ -80,6 +102,29 @@ def overlaid(source: Source, path: Path) -> Source:
         raise MismatchError(_CHECK_FAILED, Where(item=str(path)), (done.stdout + done.stderr).strip()[-500:],
                             "delete it and run the command again: no image has been begun")
     return _Staged(source, open_image(str(path), FORMAT, backing=False), allocated(str(path)))
+
+
+@contextlib.contextmanager
+def opened_for_writing(path: str, format: str) -> Iterator[Any]:
+    """An image or overlay as a libnbd handle with pread, pwrite and flush, through a qemu-nbd of our own.
+
+    Raises WriteError where qemu cannot open or write it.
+    """
+    nbd = libnbd()
+    server = QemuNbd(json_name(path, format, backing=True), writable=True)
+    try:
+        ready = server.source(path, format)  # it answers; and it ends when its last client is gone
+        handle = nbd.NBD()
+        handle.connect_unix(server.socket)
+        yield handle
+        handle.shutdown()
+        ready.close()
+    except nbd.Error as error:
+        raise WriteError("the image cannot be written", Where(item=path), str(error.string),
+                         "see that nothing else uses it and that there is space, then run the same command again: "
+                         "it goes on") from error
+    finally:
+        server.stop()
 
 
 def digest(path: Path) -> str:

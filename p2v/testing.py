@@ -17,6 +17,7 @@ from p2v.errors import Finding, GuestError, P2VError, ReadError, Unsupported, Wh
 from p2v.guest.guest import ReadingGuest
 from p2v.model import (
     SECTOR,
+    BytesChange,
     Change,
     Extent,
     FileStat,
@@ -392,9 +393,19 @@ class DirGuest(ReadingGuest):
             raise GuestError("this volume has no folder", Where(volume))
         return DirFiles(self._folders[volume])
 
-    def write_bytes(self, disk: str, offset: int, data: bytes) -> None:
-        """Raw bytes of a disk."""
-        self._bytes[disk][offset : offset + len(data)] = data
+    def apply(self, changes: Sequence[Change]) -> int:
+        """Make what is pending of the changes, as a run does. Returns how many that were.
+
+        Raises DriftError before the first write.
+        """
+        from p2v import changes as changing
+
+        todo = changing.pending(changes, self)
+        for change in todo:
+            if isinstance(change, BytesChange):
+                self._bytes[change.disk][change.offset : change.offset + len(change.after)] = change.after
+        changing.perform(todo, self.facts.hives, self)
+        return len(todo)
 
     def sync(self) -> None:
         """Nothing is held back."""
@@ -429,10 +440,10 @@ def check_fixer(fixer: Fixer, guest: DirGuest, target: Target) -> list[Change | 
     for finding in (wish for wish in wishes if isinstance(wish, Finding)):
         _expect(bool(finding.what and finding.why and finding.next),
                 f"the finding {finding.what!r} does not answer what, why and next")
-    changing.apply(changes, guest, guest.again())
+    guest.apply(changes)
     left = [wish for wish in fixer.plan(guest.again(), target) if not isinstance(wish, Finding)]
     _expect(not left, f"the fixer wants more after its own changes: {left[:1]}")
-    changing.apply(changing.inverses(changes), guest.again(), guest.again())
+    guest.again().apply(changing.inverses(changes))
     fresh = guest.again()
     for change in changes:
         if not isinstance(change, Recovery):

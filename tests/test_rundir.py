@@ -64,7 +64,7 @@ def test_saving_keeps_the_old_file_when_it_fails(run: RunDir, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match="cannot write plan.json"):
+    with pytest.raises(WriteError, match="cannot write"):
         save_json(path, {"a": 2})
     monkeypatch.undo()
     assert load_json(path) == {"a": 1}

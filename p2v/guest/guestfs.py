@@ -7,6 +7,7 @@ kernel log, because a write that the disk lost later is told nowhere else.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import string
@@ -16,9 +17,9 @@ from typing import Any
 
 from p2v.errors import GuestError, MissingTool, Unsupported, Where
 from p2v.guest.mounted import Calls, MountedFiles
-from p2v.model import SECTOR, Progress, Volume, no_progress
+from p2v.model import SECTOR, Member, Progress, Volume, no_progress
 
-_PIECE = 1 << 20  # bytes a call; libguestfs's protocol ends below 4 MiB
+_PIECE = 64 << 10  # bytes a command, as base64: Linux takes 128 KiB of it
 _NTFS = b"NTFS    "  # OEM name in a boot sector
 _INSTALL = "apt-get install --no-install-recommends python3-guestfs linux-image-cloud-amd64"
 # norecover: ntfs-3g's default throws an unreplayed journal away; with it, such a volume comes read-only.
@@ -54,9 +55,14 @@ class Appliance:
         self._files: dict[str, MountedFiles] = {}
         self._devices: dict[str, str] = {}
         self._mounted: set[str] = set()
+        self._sizes: dict[str, int] = {}
+        self._unflushed = False  # raw bytes of a disk that its partitions' caches may not show yet
 
     def __enter__(self) -> Appliance:
+        # No event callback: libguestfs would swallow a Ctrl-C that arrives in one.
+        self._progress("start the appliance", 0, 1)
         self._handle = self._start()
+        self._progress("start the appliance", 1, 1)
         return self
 
     def __exit__(
@@ -76,32 +82,31 @@ class Appliance:
         """Raw bytes of a disk, as they are now; volumes in use are unmounted first. Raises GuestError."""
         if self._mounted:
             self.sync()
-        where, device = Where(disk, offset, length), self._disk_device(disk)
-        self._check_range(disk, device, offset, length)
-        data = bytearray()
-        while len(data) < length:
-            step = min(_PIECE, length - len(data))
-            piece = self._calls("read bytes", where, "pread_device", device, step, offset + len(data))
-            if not piece:
-                raise GuestError("the appliance reads nothing more of the disk", where,
-                                 f"{len(data)} of {length} bytes came", "report this with the run's log")
-            data += piece
-        return bytes(data)
+        self._check_range(disk, offset, length)
+        start, end = offset // SECTOR * SECTOR, -(-(offset + length) // SECTOR) * SECTOR
+        data = b"".join(self._read_sectors(disk, at, min(_PIECE, end - at)) for at in range(start, end, _PIECE))
+        return data[offset - start : offset - start + length]
 
     def write_bytes(self, disk: str, offset: int, data: bytes) -> None:
-        """Raw bytes of a disk, before any volume is in use.
+        """Raw bytes of a disk, before any volume is in use. No sector beside them is read or written.
 
         Raises GuestError (a volume is in use; the write fails), ValueError past the disk's end.
         """
         where, device = Where(disk, offset, len(data)), self._disk_device(disk)
         self._nothing_mounted("raw bytes would be written", where)
-        self._check_range(disk, device, offset, len(data))
-        done = 0
-        while done < len(data):
-            done += int(self._calls("write bytes", where, "pwrite_device", device,
-                                    data[done : done + _PIECE], offset + done))
-        self._flush(where)
-        self._devices.clear()  # udev reads the table again, and its entries may have moved
+        self._check_range(disk, offset, len(data))
+        start, end = offset // SECTOR * SECTOR, offset + len(data)
+        head = self._read_sectors(disk, start, SECTOR)[: offset - start] if offset > start else b""
+        tail = self._read_sectors(disk, end // SECTOR * SECTOR, SECTOR)[end % SECTOR :] if end % SECTOR else b""
+        sectors = head + data + tail
+        for at in range(0, len(sectors), _PIECE):
+            piece = sectors[at : at + _PIECE]
+            self._calls.shell(  # obs is the piece's size, because dd writes a short block without O_DIRECT
+                "write bytes", where,
+                f"set -o pipefail; echo {base64.b64encode(piece).decode()} | base64 -d | dd of={device} "
+                f"bs={len(piece)} iflag=fullblock oflag=direct,seek_bytes seek={start + at} conv=notrunc "
+                "status=none && udevadm settle")
+        self._unflushed = True
 
     def recover_journal(self, volume: str) -> str:
         """Replay what Windows left in a volume's journal: ntfsrecover, before anything is mounted.
@@ -115,7 +120,7 @@ class Appliance:
         where = Where(volume, item="$LogFile")
         self._nothing_mounted("a journal would be replayed", where)
         device = self._device(volume)
-        if not self._is_ntfs(device, where):
+        if not self._is_ntfs(volume):
             raise GuestError(f"{volume} has no journal", where, "it is no NTFS volume", "make a new plan")
         said = self._calls.shell("run ntfsrecover", where, f"ntfsrecover {device} 2>&1; echo status $?")
         text, _, status = said.strip().rpartition("status ")
@@ -169,7 +174,7 @@ class Appliance:
             with contextlib.ExitStack() as undo:
                 handle = binding.GuestFS(python_return_dict=True)
                 undo.callback(handle.close)
-                forced = self._configure(binding, handle, force_tcg)
+                forced = self._configure(handle, force_tcg)
                 try:
                     handle.launch()
                 except RuntimeError as error:
@@ -185,7 +190,7 @@ class Appliance:
         raise GuestError("the libguestfs appliance does not start", "libguestfs", said,
                          "run libguestfs-test-tool: its last lines say what is missing on this machine")
 
-    def _configure(self, binding: ModuleType, handle: Any, force_tcg: bool) -> bool:
+    def _configure(self, handle: Any, force_tcg: bool) -> bool:
         """Everything before launch. Returns whether TCG is forced, by us or by the environment."""
         settings = list(handle.get_backend_settings())
         if force_tcg and "force_tcg" not in settings:
@@ -195,7 +200,6 @@ class Appliance:
         handle.set_backend_settings(settings)
         handle.set_pgroup(True)  # Ctrl-C must not kill it: it is shut down in order
         handle.set_network(False)
-        handle.set_event_callback(self._told, binding.EVENT_PROGRESS)
         for number, (disk, path, format) in enumerate(self._disks):
             calls("open the disk", Where(disk, item=path), "add_drive", path, format=format,
                   label=self._labels[disk], cachemode="writeback")
@@ -203,19 +207,31 @@ class Appliance:
             calls("set up the disk", Where(disk), "config", "-set", f"drive.hd{number}.werror=report")
         return "force_tcg" in settings
 
-    def _told(self, _event: int, _handle: int, _buffer: bytes, numbers: Sequence[int]) -> None:
-        if not self.backend and len(numbers) == 4:
-            self._progress("start the appliance", numbers[2], numbers[3])
-
     def _disk_device(self, disk: str) -> str:
         if disk not in self._labels:
             raise ValueError(f"the appliance has no disk {disk}")
         return f"/dev/disk/guestfs/{self._labels[disk]}"
 
-    def _check_range(self, disk: str, device: str, offset: int, length: int) -> None:
-        size = int(self._calls("ask for the size", Where(disk), "blockdev_getsize64", device))
+    def _check_range(self, disk: str, offset: int, length: int) -> None:
+        if disk not in self._sizes:
+            self._sizes[disk] = int(self._calls.shell("ask for the size", Where(disk),
+                                                      f"blockdev --getsize64 {self._disk_device(disk)}"))
+        size = self._sizes[disk]
         if offset < 0 or length <= 0 or offset + length > size:
             raise ValueError(f"{disk}: no bytes {offset:#x} to {offset + length:#x}, it ends at {size:#x}")
+
+    def _read_sectors(self, disk: str, offset: int, length: int) -> bytes:
+        """Whole sectors, past the kernel's cache, which would read a bad neighbour too and fail."""
+        where = Where(disk, offset, length)
+        text = self._calls.shell(
+            "read bytes", where,
+            f"set -o pipefail; dd if={self._disk_device(disk)} bs={length} count=1 iflag=direct,skip_bytes "
+            f"skip={offset} status=none | base64 -w 0")
+        data = base64.b64decode(text)
+        if len(data) != length:
+            raise GuestError("the appliance could not read bytes", where, f"{len(data)} of {length} came",
+                             "report this with the run's log")
+        return data
 
     def _nothing_mounted(self, what: str, where: Where) -> None:
         if self._mounted:
@@ -224,7 +240,7 @@ class Appliance:
                              "this is a bug in p2v: raw bytes and journals come before files")
 
     def _flush(self, where: Where) -> None:
-        """To the medium; then forget what the kernel has cached, because disk and partition cache apart."""
+        """To the medium; then forget what the kernel has cached: a disk and its partitions cache apart."""
         self._calls("write everything to the disk", where, "sync")
         lost = self._calls.shell("read its kernel log", where,
                                  "dmesg | grep -E 'WRITE|lost (async|sync)? ?page write' | tail -n 5; true")
@@ -232,44 +248,43 @@ class Appliance:
             raise GuestError("the appliance lost a write", where, lost.strip(),
                              "look for a full or failing disk under the run's folder, then start the run again")
         self._calls("drop its caches", where, "drop_caches", 3)
+        self._unflushed = False
 
     def _device(self, volume: str) -> str:
-        """The block device of a volume: the partition that starts where the volume does."""
+        """The block device of a volume: a loop device over its bytes of the disk.
+
+        Not Linux's own partition: that one is missing where a sector near the table is bad (tried), where
+        Linux reads the table otherwise, and for a moment after each write to the disk. Direct I/O: the
+        loop reads no sector outside the volume.
+        """
+        if self._unflushed:
+            self._flush(Where(volume))
         if volume not in self._devices:
-            self._devices[volume] = self._find_device(volume)
+            member = self._member(volume)
+            self._devices[volume] = self._calls.shell(
+                "reach the volume", Where(volume),
+                f"losetup -f --show --direct-io=on -o {member.offset} --sizelimit {member.length} "
+                f"{self._disk_device(member.disk)}").strip()
         return self._devices[volume]
 
-    def _find_device(self, name: str) -> str:
+    def _member(self, name: str) -> Member:
         volume = self._volumes.get(name)
         if volume is None:
             raise GuestError(f"the guest has no volume {name}", name, "", "make a new plan")
         if len(volume.members) != 1:
             raise Unsupported(f"{name} lies on {len(volume.members)} disks", name,
                               f"a {volume.layout} volume cannot be edited yet", "leave its changes out")
-        member, where = volume.members[0], Where(name)
-        disk = self._disk_device(member.disk)
-        if member.offset == 0:
-            return disk
-        listed = self._calls.shell(
-            "list the partitions", where,
-            f'd=$(basename $(readlink {disk})); grep -H "" /sys/class/block/$d/$d*/start; true')
-        for path, start in re.findall(r"(\w+)/start:(\d+)", listed):
-            if int(start) * SECTOR == member.offset:
-                return f"/dev/{path}"
-        # No table entry that Linux knows starts here.
-        return self._calls.shell(
-            "reach the volume", where,
-            f"losetup -f --show -o {member.offset} --sizelimit {member.length} {disk}").strip()
+        return volume.members[0]
 
-    def _is_ntfs(self, device: str, where: Where) -> bool:
-        boot = self._calls("read the boot sector", where, "pread_device", device, SECTOR, 0)
-        return bytes(boot[3:11]) == _NTFS
+    def _is_ntfs(self, volume: str) -> bool:
+        member = self._member(volume)
+        return self._read_sectors(member.disk, member.offset, SECTOR)[3:11] == _NTFS
 
     def _mount(self, volume: str) -> None:
         if volume in self._mounted:
             return
         where, device = Where(volume), self._device(volume)
-        ntfs = self._is_ntfs(device, where)
+        ntfs = self._is_ntfs(volume)
         if volume not in self._files:
             root = f"/v{len(self._files)}"
             self._calls("make a mount point", where, "mkmountpoint", root)

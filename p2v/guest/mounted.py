@@ -48,9 +48,9 @@ class Calls:
     def shell(self, tried: str, where: Where, command: str) -> str:
         """A command run in the appliance, for what libguestfs has no call for; its output.
 
-        debug("sh") joins its arguments for /bin/sh, and fails where the command does.
+        debug("sh") joins its arguments for /bin/sh, which knows no pipefail; it fails where the command does.
         """
-        return str(self(tried, where, "debug", "sh", [command]))
+        return str(self(tried, where, "debug", "sh", ["exec", "bash", "-c", shlex.quote(command)]))
 
 
 class MountedFiles:

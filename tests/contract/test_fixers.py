@@ -28,9 +28,9 @@ def test_all_fixers_together_close_the_boot(generation, request, piix_target):
     wishes = [wish for fixer in FIXERS for wish in fixer.plan(guest, piix_target)]
     wanted = changes.merge(wish for wish in wishes if not isinstance(wish, Finding))
     assert boot_closure(guest, piix_target)
-    changes.apply(wanted, guest, guest.again())
+    guest.apply(wanted)
     after = guest.again()
     assert boot_closure(after, piix_target) == ()
     assert not changes.pending(wanted, after)
-    changes.apply(changes.inverses(wanted), after, after.again())
+    after.apply(changes.inverses(wanted))
     assert boot_closure(guest.again(), piix_target) == boot_closure(guest, piix_target)

@@ -11,7 +11,6 @@ import pytest
 
 from fixtures import guests, trees
 from fixtures.servers import Server
-from p2v import changes
 from p2v.errors import Finding
 from p2v.guest.fixers import FIXERS
 from p2v.guest.guest import ReadingGuest, open_guest
@@ -46,7 +45,7 @@ def fitted(xp_files: list[trees.TreeFile], tmp_path_factory: pytest.TempPathFact
     folder = guests.unpack(xp_files, tmp_path_factory.mktemp("fitted"))
     guest = DirGuest({"disk0p1": folder})
     wishes = [wish for fixer in FIXERS for wish in fixer.plan(guest, guests.PiixTarget())]
-    changes.apply([wish for wish in wishes if not isinstance(wish, Finding)], guest, guest.again())
+    guest.apply([wish for wish in wishes if not isinstance(wish, Finding)])
     return folder
 
 
