@@ -205,12 +205,23 @@ def _claim(run: RunDir, plan: Plan, force: bool) -> bool:
             "choose another output, or say --force to replace them",
         )
     if not same:
-        run.save_state(finished=None, overlays=None)
+        _forget(run)
     for disk in plan.disks:  # a copy that was cut short begins anew, from the same overlay
         for leftover in (disk.image, disk.image + ".part"):
             (run.folder / leftover).unlink(missing_ok=True)
     save_plan(plan, run)
     return False
+
+
+def _forget(run: RunDir) -> None:
+    """Remove the images and overlays of the plan that the folder held; never a file that p2v did not make."""
+    if run.plan.exists():
+        for disk in load_json(run.plan).get("disks", ()):
+            name = Path(str(disk.get("image", ""))).name
+            if name:
+                (run.folder / name).unlink(missing_ok=True)
+                run.overlay(Path(str(disk.get("id"))).name).unlink(missing_ok=True)
+    run.save_state(finished=None, overlays=None)
 
 
 def _is_done(run: RunDir, plan: Plan) -> bool:

@@ -37,6 +37,7 @@ from p2v.model import (
     read,
 )
 from p2v.rundir import RunDir
+from p2v.source.watched import Watched
 
 if TYPE_CHECKING:
     from p2v.guest.guest import ReadingGuest
@@ -61,10 +62,15 @@ class View:
 
     @property
     def known_guest(self) -> ReadingGuest:
-        """The guest. Raises what stood in the way of knowing it."""
-        if self.guest is None:
-            raise self.unknown or Unsupported("no guest was looked for")
-        return self.guest
+        """The guest. Raises what stood in the way of knowing it: ReadError where the disks fail."""
+        if self.guest is not None:
+            return self.guest
+        unknown = self.unknown or Unsupported("no guest was looked for")
+        for bad in read_errors(self.disks):
+            raise ReadError(f"{bad.what}, and {unknown.what}", bad.where, bad.why, bad.next) from unknown
+        others = [f for f in self.findings if f.severity is not Severity.INFO and f.what != unknown.what]
+        why = "; ".join([unknown.why, *(f"{finding.what} ({finding.where})" for finding in others[:5])])
+        raise type(unknown)(unknown.what, unknown.where, why, unknown.next) from unknown
 
     @property
     def findings(self) -> list[Finding]:
@@ -74,6 +80,7 @@ class View:
             found += filesystem.findings
         if self.guest is not None:
             found += self.guest.findings
+        found += read_errors(self.disks)
         return found + ([self.unknown.as_finding()] if self.unknown else [])
 
 
@@ -120,10 +127,25 @@ def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[d
     with contextlib.ExitStack() as stack:
         disks: dict[str, Source] = {}
         for path in paths:
-            source = open_source(path, format)
+            source = Watched(open_source(path, format))
             stack.callback(source.close)
             disks[f"disk{len(disks)}"] = source
         yield disks
+
+
+def read_errors(disks: Mapping[str, Source]) -> list[Finding]:
+    """One finding for each disk that could not be read in places, as far as was read yet."""
+    return [
+        Finding(
+            f"{source.name} has read errors: {len(source.failed)} range(s) so far",
+            Where(source.name, source.failed[0].offset, source.failed[0].length),
+            "the disk is failing: each further read may be its last, and what cannot be read is zeroes in the image",
+            RESCUE_FIRST,
+            Severity.WARNING,
+        )
+        for source in disks.values()
+        if isinstance(source, Watched) and source.failed
+    ]
 
 
 def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from p2v.conversion import Result
     from p2v.planning import Inspection
 
+CONTROL_SET = re.compile(r"ControlSet\d{3}", re.IGNORECASE)
 LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}
 
 
@@ -78,16 +80,31 @@ def volume_line(volume: VolumeFacts) -> str:
 
 
 def render_changes(changes: Sequence[Change]) -> str:
-    """The diff, grouped by fixer, each change with its why (said once for neighbours that share it)."""
+    """The diff, grouped by fixer and by why; what is the same in several control sets is shown once."""
     if not changes:
         return "Changes: none, the guest is as it must be."
-    lines = ["Changes:"]
+    lines = [f"Changes: {len(changes)}"]
     for fixer, group in groupby(changes, key=lambda change: change.fixer):
         lines += ["", f"  {fixer}"]
-        for why, same in groupby(group, key=lambda change: change.why):
-            lines += [f"    because {why}"]
-            lines += [f"      {line}" for change in same for line in change_lines(change)]
+        reasons: dict[str, list[Change]] = {}
+        for change in group:
+            reasons.setdefault(change.why, []).append(change)
+        for why, same in reasons.items():
+            lines += [f"    because {why}", *(f"      {line}" for line in _folded(same))]
     return "\n".join(lines)
+
+
+def _folded(changes: Sequence[Change]) -> Iterator[str]:
+    """The lines of changes; those that differ in the control set alone are folded into one."""
+    folded: dict[tuple[str, ...], list[str]] = {}
+    for change in changes:
+        first, *rest = change_lines(change)
+        found = CONTROL_SET.search(first)
+        key = (CONTROL_SET.sub("ControlSet*", first, count=1), *rest)
+        folded.setdefault(key, []).append(found.group() if found else "")
+    for lines, sets in folded.items():
+        first = lines[0].replace("ControlSet*", sets[0] if len(sets) == 1 else "{" + ",".join(sets) + "}", 1)
+        yield from (first, *lines[1:])
 
 
 def change_lines(change: Change) -> list[str]:

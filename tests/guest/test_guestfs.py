@@ -24,10 +24,11 @@ from fixtures.ntfs import ARCHIVE, COMPRESSED, HIDDEN, READ_ONLY, SYSTEM
 from fixtures.trees import TreeFile
 from p2v.errors import GuestError, P2VError, Unsupported
 from p2v.guest.guestfs import Appliance
-from p2v.model import SECTOR, Geometry, Member, Source, Volume, read
+from p2v.model import SECTOR, Geometry, Member, Range, Source, Volume, read
 from p2v.source.device import open_disk
 from p2v.source.window import Window
 from p2v.stage import Stage, overlaid
+from p2v.testing import FaultySource
 
 pytestmark = pytest.mark.appliance
 
@@ -37,6 +38,9 @@ AT, RAW = 1000, b"raw bytes across sectors " * 60  # in the gap behind the MBR
 DRIVERS = "\\WINDOWS\\system32\\drivers"
 HIDDEN_FILE = HIDDEN | SYSTEM | READ_ONLY
 MIB = 1 << 20
+# On disk0: next to the bytes that are edited, in the MBR's own page, and just before the first volume.
+BAD = [Range(5 * SECTOR, SECTOR), Range(62 * SECTOR, SECTOR)]
+SECTORS = 70 * 2048 + 776  # a multiple of 4 KiB: Linux then caches the disk in pages, not in sectors
 
 # name → (disk, offset in sectors, length in sectors); "loose" is in no partition table.
 VOLUMES = {
@@ -76,7 +80,7 @@ def version_1_2(volume: Path) -> None:
 def build_disk0(folder: Path) -> Path:
     disk, part = folder / "disk0.img", folder / "part.img"
     listed = ("ntfs", "fat", "unclean", "compressed")
-    make_disk(disk, 70 * 2048 + 777, 0x11223344, [
+    make_disk(disk, SECTORS, 0x11223344, [
         Entry(6 if name == "fat" else 7, VOLUMES[name][1], VOLUMES[name][2], active=name == "ntfs")
         for name in listed], GEOMETRY)
     trees = {
@@ -140,7 +144,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Bench:
     """Everything that the writing door is asked to do, done."""
     folder, bench = tmp_path_factory.mktemp("writing-door"), Bench()
     paths = {"disk0": build_disk0(folder), "disk1": build_disk1(folder, corpus)}
-    sources = {disk: open_disk(str(path)) for disk, path in paths.items()}
+    sources: dict[str, Source] = {disk: open_disk(str(path)) for disk, path in paths.items()}
+    sources["disk0"] = FaultySource(sources["disk0"], BAD)
     bench.hashes[0].extend(sha256(path) for path in paths.values())
     overlays = {disk: folder / f"{disk}.overlay.qcow2" for disk in paths}
     for name, (disk, start, length) in VOLUMES.items():
@@ -151,7 +156,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Bench:
     edited = {disk: overlaid(sources[disk], overlays[disk]) for disk in paths}
     for name, (disk, start, length) in VOLUMES.items():
         bench.after[name] = extract(edited[disk], start, length, folder / f"{name}.after")
-    bench.disk0 = read(edited["disk0"], 0, 63 * SECTOR)
+    bench.disk0 = read(edited["disk0"], 0, BAD[0].offset)
+    bench.seen["edits"] = edited["disk0"].changed
     for source in (*edited.values(), *sources.values()):
         source.close()
     bench.hashes[1].extend(sha256(path) for path in paths.values())
@@ -197,8 +203,9 @@ def edit_bytes(door: Appliance, bench: Bench) -> None:
     bench.seen["table"] = door.read_bytes("disk0", 0x1BE, 66)
     door.write_bytes("disk0", AT, RAW)
     door.write_bytes("disk0", 0x1B8, b"\xde\xad\xbe\xef")
+    bench.refused("half a bad sector", lambda: door.write_bytes("disk0", BAD[0].offset + 10, b"x"))
     bench.seen["raw"] = door.read_bytes("disk0", AT - 1, len(RAW) + 2)
-    for offset, length in ((-1, 1), (70 * MIB + 777 * SECTOR, 1), (0, 0)):
+    for offset, length in ((-1, 1), (SECTORS * SECTOR, 1), (0, 0)):
         with pytest.raises(ValueError, match="no bytes"):
             door.read_bytes("disk0", offset, length)
 
@@ -304,19 +311,28 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_sources_stay_as_they_were_and_every_read_worked(bench: Bench) -> None:
     assert bench.hashes[0] == bench.hashes[1]
-    assert bench.seen["failed reads"] == {"disk0": [], "disk1": []}
     assert bench.seen["backend"] in ("kvm", "tcg")
 
 
 def test_raw_bytes_land_where_they_should_and_nowhere_else(bench: Bench) -> None:
     assert bench.seen["raw"] == b"\0" + RAW + b"\0"
     assert bench.seen["raw, while mounted"] == RAW
-    expected = bytearray(63 * SECTOR)
-    expected[AT : AT + len(RAW)] = RAW
+    expected = bytes(AT) + RAW + bytes(BAD[0].offset - AT - len(RAW))
     assert bench.disk0[SECTOR:] == expected[SECTOR:]
     assert bench.disk0[0x1B8:0x1BC] == b"\xde\xad\xbe\xef"
     assert bench.disk0[0x1BE:SECTOR] == bench.seen["table"]
     assert "is mounted" in bench.errors["bytes too late"].what
+
+
+def test_a_bad_sector_beside_an_edit_harms_nobody_and_one_inside_is_an_error(bench: Bench) -> None:
+    failed = bench.seen["failed reads"]
+    assert BAD[0] in failed["disk0"]  # Linux looked for a partition table
+    assert set(failed["disk0"]) <= set(BAD)
+    assert failed["disk1"] == []
+    gap = [edit for edit in bench.seen["edits"] if edit.offset < 63 * SECTOR]
+    assert gap == [Range(0, BAD[0].offset)]
+    assert "could not read bytes" in bench.errors["half a bad sector"].what
+    assert bench.errors["half a bad sector"].where.offset == BAD[0].offset
 
 
 def test_an_unreplayed_journal_is_refused_and_then_replayed(bench: Bench, needs: Callable[..., None]) -> None:

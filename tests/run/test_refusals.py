@@ -1,0 +1,290 @@
+"""What cannot be converted is refused with four answers, before one byte of output exists. No appliance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import p2v
+from fixtures import disks
+from fixtures.servers import Server, build_nt4_fat16, build_xp
+from p2v import conversion, editing, planning
+from p2v.errors import (
+    Cancelled,
+    DriftError,
+    GuestError,
+    LayoutError,
+    P2VError,
+    PlanError,
+    ReadError,
+    Unsupported,
+    WriteError,
+)
+from p2v.model import Plan, Range
+from p2v.rundir import RunDir
+from p2v.testing import FaultySource
+
+
+def answers(error: P2VError) -> None:
+    assert error.what and error.next, str(error)
+    assert str(error.where) or error.why
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "web01"
+
+
+@pytest.fixture(scope="module")
+def xp_plan(xp_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return p2v.plan(xp_server.disks, output=tmp_path_factory.mktemp("plan") / "web01")
+
+
+def nothing(_path: Path) -> None:
+    """There is nothing at the path."""
+
+
+def looping(path: Path) -> None:
+    """Two extended entries that name each other."""
+    disk = bytearray(4 << 20)
+    disk[510:512] = disk[63 * 512 + 510:64 * 512] = b"\x55\xaa"
+    disk[0x1BE:0x1CE] = bytes([0, 0, 1, 0, 5, 0, 1, 0]) + (63).to_bytes(4, "little") + (4000).to_bytes(4, "little")
+    entry = 63 * 512 + 0x1CE
+    disk[entry:entry + 16] = bytes([0, 0, 1, 0, 5, 0, 1, 0]) + bytes(4) + (4000).to_bytes(4, "little")
+    path.write_bytes(disk)
+
+
+@pytest.mark.parametrize(("make", "error"), [
+    (nothing, PlanError),
+    (Path.mkdir, PlanError),
+    (lambda path: path.write_bytes(b""), LayoutError),
+    (lambda path: path.write_bytes(b"x" * 1000), LayoutError),
+    (lambda path: path.write_bytes(bytes(1 << 20)), Unsupported),
+    (lambda path: path.write_bytes(b"\xff" * (1 << 20)), Unsupported),
+    (looping, Unsupported),
+], ids=["nothing there", "a folder", "empty", "cut inside a sector", "all zero", "all ones", "looping table"])
+def test_no_disk_at_all(make: Callable[[Path], object], error: type[P2VError], tmp_path: Path, out: Path) -> None:
+    make(tmp_path / "disk")
+    with pytest.raises(P2VError) as caught:
+        p2v.plan([tmp_path / "disk"], output=out)
+    assert isinstance(caught.value, error), repr(caught.value)
+    answers(caught.value)
+    assert not out.exists()
+
+
+def test_inspect_tells_what_an_unknown_disk_holds(tmp_path: Path) -> None:
+    looping(tmp_path / "disk")
+    seen = p2v.inspect([tmp_path / "disk"])
+    assert seen.facts is None
+    assert any("loop" in str(finding).lower() for finding in seen.findings), [str(f) for f in seen.findings]
+
+
+def test_a_truncated_disk(xp_server: Server, tmp_path: Path, out: Path) -> None:
+    short = tmp_path / "short.img"
+    with open(xp_server.disks[0], "rb") as whole, open(short, "wb") as cut:
+        cut.write(whole.read(20 << 20))
+    try:
+        plan = p2v.plan([short], output=out)
+    except P2VError as error:
+        answers(error)
+    else:
+        with pytest.raises(PlanError, match="cannot be run"):
+            p2v.convert(plan)
+    assert not out.exists()
+
+
+def test_a_hibernated_server(tmp_path: Path, out: Path) -> None:
+    server = build_xp(tmp_path / "server", hibernated=True)
+    with pytest.raises(GuestError, match="hibernated") as error:
+        p2v.plan(server.disks, output=out)
+    answers(error.value)
+    assert not out.exists()
+
+
+def test_a_driver_that_is_nowhere(tmp_path: Path, out: Path) -> None:
+    server = build_nt4_fat16(tmp_path / "server")
+    with pytest.raises(GuestError) as error:
+        p2v.plan(server.disks, output=out)
+    said = str(error.value)
+    assert "atapi.sys" in said and "--drivers" in said and "Service Pack" in said
+    assert not out.exists()
+
+
+def test_a_damaged_hive(tmp_path: Path, out: Path) -> None:
+    def damaged(hive: bytes) -> tuple[bytes, bytes]:
+        return hive[:5000] + b"\xff" * 3000 + hive[8000:], b""
+
+    server = build_xp(tmp_path / "server", system_hive=damaged)
+    with pytest.raises((GuestError, LayoutError)) as error:
+        p2v.plan(server.disks, output=out)
+    assert "SYSTEM" in str(error.value)
+    answers(error.value)
+    assert not out.exists()
+
+
+def test_bad_sectors_under_the_plan_recommend_a_rescue(
+    xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = planning.open_source
+    monkeypatch.setattr(planning, "open_source",
+                        lambda path, format=None: FaultySource(honest(path, format), [Range(0, 512)]))
+    with pytest.raises(ReadError) as error:
+        p2v.plan(xp_server.disks, output=out)
+    assert "ddrescue" in error.value.next and "p2v adapt" in error.value.next
+    assert not out.exists()
+
+
+def test_a_source_that_moved_since_the_plan(tmp_path: Path, out: Path) -> None:
+    server = build_xp(tmp_path / "server")
+    plan = p2v.plan(server.disks, output=out)
+    with open(server.disks[0], "r+b") as disk:
+        disk.seek(0x1B8)
+        disk.write(b"new!")
+    with pytest.raises(DriftError) as error:
+        p2v.convert(plan)
+    answers(error.value)
+    assert not out.exists()
+
+
+def test_files_that_are_not_ours_are_kept(xp_server: Server, out: Path) -> None:
+    plan = p2v.plan(xp_server.disks, output=out)
+    out.mkdir()
+    (out / "disk0.qcow2").write_bytes(b"somebody's VM")
+    with pytest.raises(PlanError, match="the output folder is in use"):
+        p2v.convert(plan)
+    assert (out / "disk0.qcow2").read_bytes() == b"somebody's VM"
+
+
+def test_no_space(xp_plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(WriteError, match="not enough space") as error:
+        p2v.convert(xp_plan)
+    answers(error.value)
+    assert not Path(xp_plan.output).exists()
+
+
+def test_a_plan_with_errors_is_not_run(xp_plan: Plan, out: Path) -> None:
+    from dataclasses import replace
+
+    from p2v.errors import Finding, Severity, Where
+
+    broken = replace(xp_plan, output=str(out), findings=(Finding("it is broken", Where("disk0"), "why", "next",
+                                                                 Severity.ERROR),))
+    with pytest.raises(PlanError, match="it is broken"):
+        p2v.convert(broken)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GuestError("the appliance could not write")])
+def test_an_edit_that_is_cut_short_leaves_no_image_and_is_made_anew(
+    error: BaseException, xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(changes: object, seen: object, overlays: dict[str, Path], *rest: object) -> None:
+        for path in overlays.values():
+            path.write_bytes(b"half an overlay")
+        raise error
+
+    plan = p2v.plan(xp_server.disks, output=out)
+    monkeypatch.setattr(editing, "make_overlays", cut_short)
+    with pytest.raises(type(error)):
+        p2v.convert(plan)
+    assert sorted(path.name for path in out.iterdir()) == ["plan.json", "run"]
+    assert RunDir.of_output(out).state().get("overlays") is None, "a half-made overlay is never used"
+    tries = []
+    monkeypatch.setattr(editing, "make_overlays", lambda *words: tries.append(words) or cut_short(*words))
+    with pytest.raises(type(error)):
+        p2v.convert(p2v.load_plan(out))
+    assert len(tries) == 1
+
+
+class TestWithoutEdits:
+    """A data disk beside a guest costs no appliance: here the copy can be cut short cheaply."""
+
+    @pytest.fixture
+    def ready(self, xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+        """A plan with nothing to change; what the server lacks for a boot is not this test's matter."""
+        from dataclasses import replace
+
+        monkeypatch.setattr(editing, "prove", lambda *words: None)
+        plan = p2v.plan(xp_server.disks, output=out)
+        return replace(plan, changes=())
+
+    def test_cancel_leaves_nothing_and_the_next_run_finishes(self, ready: Plan, out: Path) -> None:
+        import threading
+
+        cancel = threading.Event()
+
+        def stop(stage: str, done: int, total: int) -> None:
+            if stage.startswith("copy"):
+                cancel.set()
+
+        with pytest.raises(Cancelled):
+            p2v.convert(ready, progress=stop, cancel=cancel)
+        assert sorted(path.name for path in out.iterdir()) == ["plan.json", "run"]
+        result = p2v.convert(p2v.load_plan(out))
+        assert not result.done_before
+        p2v.verify(out)
+
+    def test_a_disk_that_fills_up_leaves_nothing(
+        self, ready: Plan, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from p2v.formats import FORMATS
+
+        class Full:
+            def __init__(self, writer: object) -> None:
+                self._writer = writer
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(self._writer, name)
+
+            def write_at(self, offset: int, data: memoryview) -> None:
+                raise WriteError("cannot write the image", next="free space")
+
+        create = FORMATS["qcow2"].create
+        monkeypatch.setattr(FORMATS["qcow2"], "create", lambda path, size: Full(create(path, size)))
+        with pytest.raises(WriteError):
+            p2v.convert(ready)
+        assert sorted(path.name for path in out.iterdir()) == ["plan.json", "run"]
+
+    def test_force_replaces_another_plans_images(self, ready: Plan, out: Path) -> None:
+        from dataclasses import replace
+
+        p2v.convert(ready)
+        other = replace(ready, disks=tuple(replace(d, format="raw", image="disk0.raw") for d in ready.disks))
+        with pytest.raises(PlanError):
+            p2v.convert(other)
+        p2v.convert(other, force=True)
+        assert (out / "disk0.raw").exists()
+        assert not (out / "disk0.qcow2").exists(), "nothing of the other plan is left to be taken for this one's"
+
+    def test_the_same_image_twice(self, ready: Plan, out: Path) -> None:
+        p2v.convert(ready)
+        first = hashlib.sha256((out / "disk0.qcow2").read_bytes()).hexdigest()
+        shutil.rmtree(out)
+        p2v.convert(ready)
+        assert hashlib.sha256((out / "disk0.qcow2").read_bytes()).hexdigest() == first
+
+
+def test_a_damaged_plan_or_content_is_found_out(xp_plan: Plan, out: Path) -> None:
+    from dataclasses import replace
+
+    run = RunDir.of_output(out)
+    run.make()
+    conversion.save_plan(replace(xp_plan, output=str(out)), run)
+    assert p2v.load_plan(out).changes == xp_plan.changes
+    document = json.loads(run.plan.read_text())
+    run.plan.write_text(json.dumps(document | {"format_version": 99}))
+    with pytest.raises(PlanError, match="format version 99"):
+        p2v.load_plan(out)
+
+
+def test_disks_in_any_order(two_disk_server: Server, out: Path) -> None:
+    plan = p2v.plan(list(reversed(two_disk_server.disks)), output=out)
+    assert [disk.path for disk in plan.disks] == [str(disk) for disk in two_disk_server.disks]
+    assert plan.volumes[0].members[0].offset == disks.FIRST * 512
