@@ -48,13 +48,13 @@ def adapt(
     if not run.state().get("writing"):
         made = _plan(paths, run, target, drivers, source_format)
         if not made.changes:
-            return made, conversion.Result(str(run.folder), (), 0, {}, made.findings, done_before=True)
+            return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
     with run.locked():
         finish_interrupted(run, progress)
         made = _plan(paths, run, target, drivers, source_format)
         conversion.refuse_errors(made)
         if not made.changes:
-            return made, conversion.Result(str(run.folder), (), 0, {}, made.findings, done_before=True)
+            return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
         conversion.save_plan(made, run)
         run.save_state(undone=None)
         rewrite(made, made.changes, made.target, run, progress)
@@ -63,7 +63,8 @@ def adapt(
             save_bytes(run.folder / name, text.encode())
         run.save_state(finished=True)
         files = (*(str(path) for path in paths), *(str(run.folder / name) for name in definitions))
-        return made, conversion.Result(str(run.folder), files, len(made.changes), {}, made.findings)
+        return made, conversion.Result(str(run.folder), files, len(made.changes), {},
+                                       tuple(conversion.appliance_finding(run)))
 
 
 def undo(folder: str | Path, *, progress: Progress = no_progress) -> conversion.Result:

@@ -90,10 +90,10 @@ def planned(command: Command) -> Command:
 
 
 class Bar:
-    """The library's progress as a tqdm bar a stage; silent where nobody looks."""
+    """The library's progress: a tqdm bar a stage on a terminal, a line a stage elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet or not sys.stderr.isatty()
+        self._quiet = quiet
         self._stage = ""
         self._bar: Any = None
 
@@ -101,20 +101,29 @@ class Bar:
         """progress(stage, done, total), as the library calls it."""
         if self._quiet:
             return
-        from tqdm import tqdm
-
         if stage != self._stage:
             self.close()
-            unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if "copy" in stage or (
-                "verify" in stage) else {"unit": " changes"}
-            self._stage, self._bar = stage, tqdm(total=total, desc=stage, file=sys.stderr, **unit)
-        self._bar.update(done - self._bar.n)
+            self._stage = stage
+            if not sys.stderr.isatty():
+                print(f"p2v: {stage} …", file=sys.stderr, flush=True)
+                return
+            self._bar = _new_bar(stage, total)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """End the bar of the current stage."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _new_bar(stage: str, total: int) -> Any:
+    from tqdm import tqdm
+
+    if stage.startswith(("copy", "verify")):  # counted in bytes: rate and time left mean something
+        return tqdm(total=total, desc=stage, file=sys.stderr, unit="B", unit_scale=True, unit_divisor=1024)
+    return tqdm(total=total, desc=stage, file=sys.stderr, bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}]")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

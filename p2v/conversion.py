@@ -106,7 +106,7 @@ def _edited(
 
 def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_before: bool = False) -> Result:
     return Result(str(run.folder), _files(run, plan), 0 if done_before else len(plan.changes), reports,
-                  bad_findings(plan, reports), done_before)
+                  (*bad_findings(plan, reports), *appliance_finding(run)), done_before)
 
 
 def resume(folder: str | Path, **keywords: object) -> Result:
@@ -316,6 +316,14 @@ def manifest(plan: Plan, reports: Mapping[str, CopyReport]) -> dict[str, object]
 def _files(run: RunDir, plan: Plan) -> tuple[str, ...]:
     return (*(str(run.folder / disk.image) for disk in plan.disks),
             *(str(run.folder / name) for name in target_named(plan.target).configure(plan.machine)))
+
+
+def appliance_finding(run: RunDir) -> Iterator[Finding]:
+    """How the guest was edited: without KVM that takes some ten seconds longer."""
+    backend = run.state().get("appliance")
+    if backend:
+        how = "on KVM" if backend == "kvm" else "without KVM (TCG): slower to start, the same result"
+        yield Finding(f"the guest was edited in the libguestfs appliance, {how}")
 
 
 def load_reports(run: RunDir) -> dict[str, CopyReport]:

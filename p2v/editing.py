@@ -100,7 +100,8 @@ def make_overlays(
     raw = [change for change in todo if isinstance(change, BytesChange)]
     with _appliance(seen, overlays, volumes, raw) as door:
         changing.perform(todo, hives, door)
-    run.save_state(recovered=None)
+        backend = door.backend
+    run.save_state(recovered=None, appliance=backend)
     progress("edit", len(changes), len(changes))
 
 

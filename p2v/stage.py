@@ -15,28 +15,31 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from p2v.errors import GuestError, MismatchError, MissingTool, Where, WriteError
-from p2v.model import BytesChange, Range, Source
+from p2v.errors import GuestError, MismatchError, MissingTool, Unsupported, Where, WriteError
+from p2v.model import SECTOR, BytesChange, Range, Source
 from p2v.source.nbd import QemuNbd, allocated, json_name, open_image
 from p2v.source.nbdclient import libnbd
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
 
 FORMAT = "qcow2"
+LIMIT = 64 << 40  # bytes: the largest disk that an overlay with these clusters can stand for
 _OPTIONS = "extended_l2=on,cluster_size=16k"
 _CHECK_FAILED = "the overlay that holds the guest's edits is damaged"
+_AGAIN = "delete it and run the command again: no image has been begun"
 
 
 class Stage:
     """Sources lent out, an overlay on each, while the with block lasts.
 
     sources: by disk id. overlays: disk id → path; an overlay that exists is used further.
-    Raises WriteError where an overlay cannot be made, MissingTool without qemu-img.
+    Raises WriteError where an overlay cannot be made, MismatchError where an old one is of another disk,
+    Unsupported past LIMIT, MissingTool without qemu-img.
     """
 
     def __init__(self, sources: Mapping[str, Source], overlays: Mapping[str, Path]) -> None:
@@ -81,7 +84,7 @@ class Stage:
             for number, (disk, path) in enumerate(self._overlays.items()):
                 server = Server(self._sources[disk], os.path.join(sockets, str(number)))
                 self._servers[disk] = stack.enter_context(server)
-                _make(path, server.uri, self._sources[disk].size)
+                _make(path.absolute(), server.uri, self._sources[disk].size)
             self._stack = stack.pop_all()
         return self
 
@@ -95,13 +98,20 @@ def overlaid(source: Source, path: Path) -> Source:
     """The source with the overlay's changes in front of it, re-opened from disk.
 
     What the overlay does not hold is read from the source directly, not through NBD or qemu. Closing it
-    leaves the source open. Raises MismatchError where the overlay is damaged.
+    leaves the source open. Raises MismatchError where the overlay is damaged or of another disk.
     """
     done = _qemu_img("check", _alone(path))
     if done.returncode != 0:
-        raise MismatchError(_CHECK_FAILED, Where(item=str(path)), (done.stdout + done.stderr).strip()[-500:],
-                            "delete it and run the command again: no image has been begun")
-    return _Staged(source, open_image(str(path), FORMAT, backing=False), allocated(str(path)))
+        raise MismatchError(_CHECK_FAILED, Where(item=str(path)), _said(done), _AGAIN)
+    changed = allocated(str(path))
+    top = open_image(str(path), FORMAT, backing=False)
+    try:
+        if top.size != _rounded(source.size):
+            raise _of_another_disk(path, top.size, source.size)
+        return _Staged(source, top, _within(changed, source.size))
+    except BaseException:
+        top.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -128,35 +138,69 @@ def opened_for_writing(path: str, format: str) -> Iterator[Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of an overlay's file, after it was forced to the medium."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of an overlay's file, after it and its name were forced to the medium. Raises WriteError."""
+    try:
+        for name, flags in ((path, os.O_RDONLY), (path.parent, os.O_RDONLY | os.O_DIRECTORY)):
+            descriptor = os.open(name, flags)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WriteError("the overlay cannot be written to the disk", Where(item=str(path)),
+                         error.strerror or str(error), _AGAIN) from error
 
 
 class _Staged(Overlaid):
     """An overlaid source that owns its overlay and nothing else."""
 
-    def __init__(self, base: Source, top: Source, changed: tuple[Range, ...]) -> None:
+    def __init__(self, base: Source, top: Source, changed: Sequence[Range]) -> None:
         super().__init__(base, top, changed)
         self._overlay = top
 
     def close(self) -> None:
         """Let the overlay go; the source stays open."""
+        super().close()
         self._overlay.close()
 
 
 def _make(path: Path, backing: str, size: int) -> None:
     """A new overlay, or an old one told where its source is lent out this time."""
+    if size > LIMIT:
+        raise Unsupported("this disk is too large to be edited on an overlay", Where(item=str(path)),
+                          f"{size} bytes; an overlay holds at most {LIMIT}", "leave this disk out")
     if path.exists():
+        done = _qemu_img("info", "--output=json", _alone(path))
+        if done.returncode == 0 and (found := json.loads(done.stdout)["virtual-size"]) != _rounded(size):
+            raise _of_another_disk(path, found, size)
         done = _qemu_img("rebase", "-u", "-f", FORMAT, "-b", backing, "-F", "raw", str(path))
     else:
         done = _qemu_img("create", "-q", "-f", FORMAT, "-o", _OPTIONS, "-b", backing, "-F", "raw",
                          str(path), str(size))
     if done.returncode != 0:
-        raise WriteError("the overlay for the guest's edits cannot be made", Where(item=str(path)),
-                         (done.stderr or done.stdout).strip()[-500:],
+        raise WriteError("the overlay for the guest's edits cannot be made", Where(item=str(path)), _said(done),
                          "free space or choose another output folder; nothing was written elsewhere")
+
+
+def _rounded(size: int) -> int:
+    """What qemu makes of a size: it counts in sectors, and a truncated image may end within one."""
+    return -(-size // SECTOR) * SECTOR
+
+
+def _within(changed: Sequence[Range], size: int) -> list[Range]:
+    """The changes without what qemu has rounded up."""
+    return [Range(part.offset, min(part.end, size) - part.offset) for part in changed if part.offset < size]
+
+
+def _of_another_disk(path: Path, found: int, expected: int) -> MismatchError:
+    return MismatchError("the overlay is of another disk", Where(item=str(path)),
+                         f"it stands for {found} bytes, the disk has {expected}", _AGAIN)
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stdout + done.stderr).strip()[-500:]
 
 
 def _alone(path: Path) -> str:
