@@ -1,13 +1,13 @@
 """The writing door: libguestfs with its own small Linux and ntfs-3g. Nothing else imports guestfs.
 
-One appliance start per run: raw bytes and journals first, with nothing mounted, then files, then sync.
+One appliance start per run: journals first, with nothing mounted, then files, then sync. Raw bytes go into
+the overlay before (stage.py).
 What was written is believed after sync() or close() alone: both unmount, flush, and read the appliance's
 kernel log, because a write that the disk lost later is told nowhere else.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import re
 import string
@@ -19,8 +19,7 @@ from p2v.errors import GuestError, MissingTool, Unsupported, Where
 from p2v.guest.mounted import Calls, MountedFiles
 from p2v.model import SECTOR, Member, Progress, Volume, no_progress
 
-_PIECE = 64 << 10  # bytes a command, as base64: Linux takes 128 KiB of it
-_NTFS = b"NTFS    "  # OEM name in a boot sector
+_NTFS = "NTFS    "  # OEM name in a boot sector
 _INSTALL = "apt-get install --no-install-recommends python3-guestfs linux-image-cloud-amd64"
 # norecover: ntfs-3g's default throws an unreplayed journal away; with it, such a volume comes read-only.
 _NTFS_OPTIONS = "norecover,noatime,windows_names"
@@ -30,7 +29,7 @@ _NOT_A_JOURNAL = "The log file has been wiped out"
 
 
 class Appliance:
-    """Disks of a guest, opened for writing, while the with block lasts. What changes.apply() needs.
+    """Disks of a guest, opened for writing, while the with block lasts. What changes.perform() needs.
 
     disks: (id, path, format) of overlays or images. volumes: by name, as the reading door found them.
     backend: "kvm", or "tcg" where KVM is missing or fails; "" before the start.
@@ -55,8 +54,6 @@ class Appliance:
         self._files: dict[str, MountedFiles] = {}
         self._devices: dict[str, str] = {}
         self._mounted: set[str] = set()
-        self._sizes: dict[str, int] = {}
-        self._unflushed = False  # raw bytes of a disk that its partitions' caches may not show yet
 
     def __enter__(self) -> Appliance:
         # No event callback: libguestfs would swallow a Ctrl-C that arrives in one.
@@ -76,38 +73,6 @@ class Appliance:
         except GuestError as second:  # the first error is the one to act on
             error.add_note(f"and then, while the appliance was shut down: {second}")
 
-    # -- raw bytes and journals: with nothing mounted
-
-    def read_bytes(self, disk: str, offset: int, length: int) -> bytes:
-        """Raw bytes of a disk, as they are now; volumes in use are unmounted first. Raises GuestError."""
-        if self._mounted:
-            self.sync()
-        self._check_range(disk, offset, length)
-        start, end = offset // SECTOR * SECTOR, -(-(offset + length) // SECTOR) * SECTOR
-        data = b"".join(self._read_sectors(disk, at, min(_PIECE, end - at)) for at in range(start, end, _PIECE))
-        return data[offset - start : offset - start + length]
-
-    def write_bytes(self, disk: str, offset: int, data: bytes) -> None:
-        """Raw bytes of a disk, before any volume is in use. No sector beside them is read or written.
-
-        Raises GuestError (a volume is in use; the write fails), ValueError past the disk's end.
-        """
-        where, device = Where(disk, offset, len(data)), self._disk_device(disk)
-        self._nothing_mounted("raw bytes would be written", where)
-        self._check_range(disk, offset, len(data))
-        start, end = offset // SECTOR * SECTOR, offset + len(data)
-        head = self._read_sectors(disk, start, SECTOR)[: offset - start] if offset > start else b""
-        tail = self._read_sectors(disk, end // SECTOR * SECTOR, SECTOR)[end % SECTOR :] if end % SECTOR else b""
-        sectors = head + data + tail
-        for at in range(0, len(sectors), _PIECE):
-            piece = sectors[at : at + _PIECE]
-            self._calls.shell(  # obs is the piece's size, because dd writes a short block without O_DIRECT
-                "write bytes", where,
-                f"set -o pipefail; echo {base64.b64encode(piece).decode()} | base64 -d | dd of={device} "
-                f"bs={len(piece)} iflag=fullblock oflag=direct,seek_bytes seek={start + at} conv=notrunc "
-                "status=none && udevadm settle")
-        self._unflushed = True
-
     def recover_journal(self, volume: str) -> str:
         """Replay what Windows left in a volume's journal: ntfsrecover, before anything is mounted.
 
@@ -118,9 +83,12 @@ class Appliance:
         sets the clean flag, and ntfsresize -i finds nothing wrong.
         """
         where = Where(volume, item="$LogFile")
-        self._nothing_mounted("a journal would be replayed", where)
+        if self._mounted:
+            raise GuestError(f"a journal would be replayed while {', '.join(sorted(self._mounted))} is mounted",
+                             where, "what is mounted is edited already",
+                             "this is a bug in p2v: journals come before files")
         device = self._device(volume)
-        if not self._is_ntfs(volume):
+        if not self._is_ntfs(device, where):
             raise GuestError(f"{volume} has no journal", where, "it is no NTFS volume", "make a new plan")
         said = self._calls.shell("run ntfsrecover", where, f"ntfsrecover {device} 2>&1; echo status $?")
         text, _, status = said.strip().rpartition("status ")
@@ -212,43 +180,14 @@ class Appliance:
             raise ValueError(f"the appliance has no disk {disk}")
         return f"/dev/disk/guestfs/{self._labels[disk]}"
 
-    def _check_range(self, disk: str, offset: int, length: int) -> None:
-        if disk not in self._sizes:
-            self._sizes[disk] = int(self._calls.shell("ask for the size", Where(disk),
-                                                      f"blockdev --getsize64 {self._disk_device(disk)}"))
-        size = self._sizes[disk]
-        if offset < 0 or length <= 0 or offset + length > size:
-            raise ValueError(f"{disk}: no bytes {offset:#x} to {offset + length:#x}, it ends at {size:#x}")
-
-    def _read_sectors(self, disk: str, offset: int, length: int) -> bytes:
-        """Whole sectors, past the kernel's cache, which would read a bad neighbour too and fail."""
-        where = Where(disk, offset, length)
-        text = self._calls.shell(
-            "read bytes", where,
-            f"set -o pipefail; dd if={self._disk_device(disk)} bs={length} count=1 iflag=direct,skip_bytes "
-            f"skip={offset} status=none | base64 -w 0")
-        data = base64.b64decode(text)
-        if len(data) != length:
-            raise GuestError("the appliance could not read bytes", where, f"{len(data)} of {length} came",
-                             "report this with the run's log")
-        return data
-
-    def _nothing_mounted(self, what: str, where: Where) -> None:
-        if self._mounted:
-            raise GuestError(f"{what} while {', '.join(sorted(self._mounted))} is mounted", where,
-                             "a mounted filesystem would not see it, and could write over it",
-                             "this is a bug in p2v: raw bytes and journals come before files")
-
     def _flush(self, where: Where) -> None:
-        """To the medium; then forget what the kernel has cached: a disk and its partitions cache apart."""
+        """To the medium, and told if a write was lost on its way."""
         self._calls("write everything to the disk", where, "sync")
         lost = self._calls.shell("read its kernel log", where,
                                  "dmesg | grep -E 'WRITE|lost (async|sync)? ?page write' | tail -n 5; true")
         if lost.strip():
             raise GuestError("the appliance lost a write", where, lost.strip(),
                              "look for a full or failing disk under the run's folder, then start the run again")
-        self._calls("drop its caches", where, "drop_caches", 3)
-        self._unflushed = False
 
     def _device(self, volume: str) -> str:
         """The block device of a volume: a loop device over its bytes of the disk.
@@ -257,8 +196,6 @@ class Appliance:
         Linux reads the table otherwise, and for a moment after each write to the disk. Direct I/O: the
         loop reads no sector outside the volume.
         """
-        if self._unflushed:
-            self._flush(Where(volume))
         if volume not in self._devices:
             member = self._member(volume)
             self._devices[volume] = self._calls.shell(
@@ -276,15 +213,17 @@ class Appliance:
                               f"a {volume.layout} volume cannot be edited yet", "leave its changes out")
         return volume.members[0]
 
-    def _is_ntfs(self, volume: str) -> bool:
-        member = self._member(volume)
-        return self._read_sectors(member.disk, member.offset, SECTOR)[3:11] == _NTFS
+    def _is_ntfs(self, device: str, where: Where) -> bool:
+        said = self._calls.shell(
+            "read the boot sector", where,
+            f"set -e -o pipefail; dd if={device} bs={SECTOR} count=1 iflag=direct status=none | tail -c +4 | head -c 8")
+        return said == _NTFS
 
     def _mount(self, volume: str) -> None:
         if volume in self._mounted:
             return
         where, device = Where(volume), self._device(volume)
-        ntfs = self._is_ntfs(volume)
+        ntfs = self._is_ntfs(device, where)
         if volume not in self._files:
             root = f"/v{len(self._files)}"
             self._calls("make a mount point", where, "mkmountpoint", root)

@@ -181,8 +181,8 @@ class MountedFiles:
             return
         if not self._makes_short_names(folder, name, where):
             return
-        stem, dot, extension = name.upper().rpartition(".")
-        stem, extension = (stem, extension) if dot and stem else (name.upper(), "")
+        stem, dot, extension = _upper(name).rpartition(".")
+        stem, extension = (stem, extension) if dot and stem else (_upper(name), "")
         stem = _NOT_SHORT.sub("", stem)[:6] or "_"
         extension = _NOT_SHORT.sub("", extension)[:3]
         for number in range(1, 100):
