@@ -17,7 +17,7 @@ from typing import Any
 
 from p2v.errors import GuestError, MissingTool, Unsupported, Where
 from p2v.guest.mounted import Calls, MountedFiles
-from p2v.model import SECTOR, Member, Progress, Volume, no_progress
+from p2v.model import SECTOR, Member, Volume
 
 _NTFS = "NTFS    "  # OEM name in a boot sector
 _INSTALL = "apt-get install --no-install-recommends python3-guestfs linux-image-cloud-amd64"
@@ -36,30 +36,20 @@ class Appliance:
     Entering raises MissingTool without libguestfs or a kernel for it, GuestError where it does not start.
     """
 
-    def __init__(
-        self,
-        disks: Sequence[tuple[str, str, str]],
-        volumes: Mapping[str, Volume],
-        *,
-        progress: Progress = no_progress,
-    ) -> None:
+    def __init__(self, disks: Sequence[tuple[str, str, str]], volumes: Mapping[str, Volume]) -> None:
         if not disks:
             raise ValueError("an appliance needs a disk")
         self.backend = ""
         self._disks = tuple(disks)
         self._labels = {disk: _label(number) for number, (disk, _, _) in enumerate(self._disks)}
         self._volumes = dict(volumes)
-        self._progress = progress
         self._handle: Any = None
         self._files: dict[str, MountedFiles] = {}
         self._devices: dict[str, str] = {}
         self._mounted: set[str] = set()
 
     def __enter__(self) -> Appliance:
-        # No event callback: libguestfs would swallow a Ctrl-C that arrives in one.
-        self._progress("start the appliance", 0, 1)
         self._handle = self._start()
-        self._progress("start the appliance", 1, 1)
         return self
 
     def __exit__(
@@ -168,6 +158,7 @@ class Appliance:
         handle.set_backend_settings(settings)
         handle.set_pgroup(True)  # Ctrl-C must not kill it: it is shut down in order
         handle.set_network(False)
+        # No event callback for progress: the binding swallows a Ctrl-C that arrives in one (seen).
         for number, (disk, path, format) in enumerate(self._disks):
             calls("open the disk", Where(disk, item=path), "add_drive", path, format=format,
                   label=self._labels[disk], cachemode="writeback")
