@@ -179,7 +179,12 @@ class _Ring(Generic[Result]):
             self._taken += 1
         if item is None:
             return False
-        result = self._do(item, buffer, lambda: self._stopped)
+        try:
+            result = self._do(item, buffer, lambda: self._stopped)
+        except Exception:
+            if self._stopped:  # the echo of another thread's error, which is the one to tell
+                return False
+            raise
         with self._turn:
             self._turn.wait_for(lambda: self._stopped or self._handed_on == ticket)
             if self._stopped:

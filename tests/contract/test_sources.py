@@ -18,6 +18,7 @@ from p2v.source.nbd import open_image
 from p2v.source.nbdclient import NbdSource
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
+from p2v.source.watched import Watched
 from p2v.source.window import Window
 from p2v.testing import FaultySource, MemorySource, check_source, numbered_sectors
 
@@ -84,6 +85,12 @@ def overlaid(folder: Path) -> Iterator[Case]:
 
 
 @contextlib.contextmanager
+def watched(folder: Path) -> Iterator[Case]:
+    data = numbered_sectors("disk0", 1 << 16)
+    yield Watched(MemorySource(data)), data, ()
+
+
+@contextlib.contextmanager
 def faulty(folder: Path) -> Iterator[Case]:
     disk = FaultySource(MemorySource(DISK), [Range(MIB, 512)])
     yield Linear([Window(disk, 0, MIB), Window(disk, MIB + 512, MIB)], "the good parts"), \
@@ -128,6 +135,7 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
     "linear": (linear, ()),
     "overlaid": (overlaid, ()),
     "faulty": (faulty, ()),
+    "watched": (watched, ()),
     "nbd raw": (nbd_raw, ("qemu-nbd",)),
     "nbd qcow2": (nbd_qcow2, ("qemu-nbd", "qemu-img")),
     "nbdclient serve": (nbd_own_server, ("nbdinfo",)),

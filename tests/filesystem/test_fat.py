@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_ntfs import MIB, bytes_of, run
 
 from p2v.errors import Severity
 from p2v.filesystem import examine, open_files
 from p2v.model import Filesystem, FilesystemState, Range
 from p2v.testing import FaultySource, MemorySource
+from tests.filesystem.made_ntfs import MIB, bytes_of, run
 
 State = FilesystemState
 SHAPES = {"fat12": ("12", 8 * MIB, 8), "fat16": ("16", 32 * MIB, 4), "fat32": ("32", 48 * MIB, 1)}

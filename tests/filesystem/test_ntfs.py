@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
-from made_ntfs import MIB, attribute_place, bytes_of, make, put, record_place, run, stream_place, unpack_sparse
 
 from p2v.errors import Severity
 from p2v.filesystem import examine, open_files
@@ -19,6 +18,17 @@ from p2v.model import Filesystem, FilesystemState, Range, read
 from p2v.source.device import open_disk
 from p2v.source.window import Window
 from p2v.testing import FaultySource, MemorySource
+from tests.filesystem.made_ntfs import (
+    MIB,
+    attribute_place,
+    bytes_of,
+    make,
+    put,
+    record_place,
+    run,
+    stream_place,
+    unpack_sparse,
+)
 
 TOOLS = ("mkntfs", "ntfscp", "ntfsclone", "ntfsresize", "ntfscat")
 State = FilesystemState

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from made_ntfs import MIB, attribute_place, bytes_of, make, record_place, run, stream_place
-from made_ntfs import put as put_ntfs
 
 from p2v.errors import GuestError, Unsupported
 from p2v.filesystem import examine, open_files
@@ -22,6 +20,8 @@ from p2v.filesystem.reader import VolumeFiles
 from p2v.filesystem.sourcefile import SourceFile
 from p2v.model import FileStat, Filesystem, Range
 from p2v.testing import FaultySource, MemorySource, numbered_sectors
+from tests.filesystem.made_ntfs import MIB, attribute_place, bytes_of, make, record_place, run, stream_place
+from tests.filesystem.made_ntfs import put as put_ntfs
 
 NTFS, FAT16 = Filesystem("ntfs"), Filesystem("fat16")
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_reader import everything, sample
 
 from fixtures.registry.dirty import NT4, dirty
 from p2v.errors import GuestError, Severity, Unsupported
@@ -18,6 +17,7 @@ from p2v.registry import regf
 from p2v.registry.cells import checksum
 from p2v.registry.hive import HiveEditor
 from p2v.registry.reader import open_hive
+from tests.registry.test_reader import everything, sample
 
 REFUSALS = (GuestError, Unsupported)
 
@@ -94,7 +94,7 @@ def test_each_byte_of_a_log() -> None:
 EDITING = """
 import random, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-from test_damage import edit_spoiled
+from tests.registry.test_damage import edit_spoiled
 edit_spoiled(random.Random({seed}), 600)
 print("survived")
 """

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hive_witness import Seen, leaf_kinds, stored, unpacked, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from p2v.model import Binary, DWord, ExpandText, MultiText, Text, Value
 from p2v.registry import regf
 from p2v.registry.hive import HiveEditor
 from p2v.registry.reader import open_hive
+from tests.registry.hive_witness import Seen, leaf_kinds, stored, unpacked, walk
 
 REAL = ("nt4-server-ee-sp3-SYSTEM", "xp-sp3-dell-SYSTEM")
 CORPUS = ("xp-x64-sp2-nt52-vbox/SYSTEM", "xp-x64-sp2-nt52-vbox/userdiff", "xp-sp3-dell-physical-m57pat/SAM",

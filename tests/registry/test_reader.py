@@ -7,12 +7,12 @@ import struct
 from pathlib import Path
 
 import pytest
-from hive_witness import stored, unpacked
 
 from p2v.errors import GuestError, LayoutError, Unsupported
 from p2v.model import DWord, HiveTree, Value
 from p2v.registry.hive import HiveEditor
 from p2v.registry.reader import open_hive
+from tests.registry.hive_witness import stored, unpacked
 
 
 def everything(tree: HiveTree, most: int = 100_000) -> dict[str, dict[str, Value]]:

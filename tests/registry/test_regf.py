@@ -7,7 +7,6 @@ import struct
 from pathlib import Path
 
 import pytest
-from hive_witness import leaf_kinds, stored, unpacked, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from p2v.model import DWord, Text
 from p2v.registry import regf
 from p2v.registry.cells import checksum
 from p2v.registry.hive import HiveEditor
+from tests.registry.hive_witness import leaf_kinds, stored, unpacked, walk
 
 OLD, LOG, WINDOWS = "OldDirtyHive", "OldDirtyHive.LOG1", "RecoveredHive_Windows7"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tables import chain, disk, sector
 
 from p2v.errors import Finding, Severity
 from p2v.model import Partition, Range
 from p2v.testing import FaultySource, MemorySource
 from p2v.volume import Layout, find_volumes, parted
+from tests.volume.made_tables import chain, disk, sector
 
 
 def layout(data: bytes) -> Layout:
