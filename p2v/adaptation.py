@@ -56,7 +56,7 @@ def adapt(
         if not made.changes:
             return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
         conversion.save_plan(made, run)
-        run.save_state(undone=None)
+        run.save_state(undone=None, plan=conversion.plan_digest(made))
         rewrite(made, made.changes, made.target, run, progress)
         definitions = target_named(target).configure(made.machine)
         for name, text in definitions.items():

@@ -162,14 +162,14 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) ->
 def plan(disks: tuple[str, ...], output: str, as_json: bool, **words: Any) -> None:
     """Show what converting DISKS would change and why, and save it as OUTPUT/plan.json."""
     import p2v
-    from p2v.conversion import save_plan
+    from p2v.conversion import claim
     from p2v.planfile import to_json
     from p2v.rundir import RunDir
 
     made = p2v.plan(disks, output=output, **words)
     run = RunDir.of_output(output)
     with run.locked():
-        save_plan(made, run)
+        claim(made, run)
     print(json.dumps(to_json(made), indent=2) if as_json else p2v.render(made))
 
 

@@ -7,6 +7,8 @@ digest is known is reused, never made again, because the same edits made twice g
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,14 +72,18 @@ def convert(
     left that looks finished.
     """
     refuse_errors(plan)
+    _refuse_foreign_images(plan)
     run = RunDir.of_output(plan.output)
     with contextlib.ExitStack() as stack:
-        disks = stack.enter_context(_sources(plan))
-        seen = check_sources(plan, disks)
+        if run.state().get("plan") == plan_digest(plan) and _is_done(run, plan):
+            return _result(run, plan, load_reports(run), done_before=True)
+        seen = check_sources(plan, stack.enter_context(_sources(plan)))
         preflight(plan, run)
         stack.enter_context(run.locked())
-        if _claim(run, plan, force):
-            return _result(run, plan, load_reports(run), done_before=True)
+        claim(plan, run, force=force)
+        for disk in plan.disks:  # a copy that was cut short begins anew, from the same overlay
+            for leftover in (disk.image, disk.image + ".part"):
+                (run.folder / leftover).unlink(missing_ok=True)
         edited = stack.enter_context(_edited(plan, seen, run, progress))
         reports = {disk.id: _copy(disk, seen, edited, run.folder, progress, cancel) for disk in plan.disks}
         _define(plan, run)
@@ -187,41 +193,48 @@ def preflight(plan: Plan, run: RunDir) -> None:
         )
 
 
-def _claim(run: RunDir, plan: Plan, force: bool) -> bool:
-    """Make the folder this plan's. Returns True when the plan is done already.
+def claim(plan: Plan, run: RunDir, *, force: bool = False) -> None:
+    """Make the run's folder this plan's, and keep the plan there.
 
-    Raises PlanError when the folder holds something else and force is not given.
+    What belongs to the same plan stays and is used further. Raises PlanError when the folder holds another
+    plan's images, or files that p2v did not make, and force is not given; force removes that plan's images.
     """
-    wanted = planfile.to_json(plan)
-    same = run.plan.exists() and load_json(run.plan) == wanted
-    if same and _is_done(run, plan):
-        return True
-    taken = sorted(path.name for path in run.folder.iterdir() if path != run.run)
-    if not same and [name for name in taken if name != "plan.json"] and not force:
-        raise PlanError(
-            "the output folder is in use",
-            Where(item=f"{run.folder}: {', '.join(taken[:5])}"),
-            "it holds the images of another plan, or files that p2v did not make",
-            "choose another output, or say --force to replace them",
-        )
-    if not same:
-        _forget(run)
-    for disk in plan.disks:  # a copy that was cut short begins anew, from the same overlay
-        for leftover in (disk.image, disk.image + ".part"):
-            (run.folder / leftover).unlink(missing_ok=True)
+    digest = plan_digest(plan)
+    if run.state().get("plan") != digest:
+        ours = {"plan.json", "manifest.json", *run.state().get("images", ())}
+        there = {path.name for path in run.folder.iterdir() if path != run.run}
+        if (there - {"plan.json"} and not force) or run.state().get("writing"):
+            raise PlanError(
+                "the output folder is in use",
+                Where(item=f"{run.folder}: {', '.join(sorted(there)[:5])}"),
+                "it holds the images of another plan, or files that p2v did not make",
+                "choose another output, or say --force to replace them",
+            )
+        for name in ours & there:
+            (run.folder / name).unlink()
+        recovered = run.state().get("recovered")  # a journal that was replayed for this plan is kept
+        for overlay in run.run.glob("*.overlay.qcow2") if not recovered else ():
+            overlay.unlink()
+        (run.run / "state.json").unlink(missing_ok=True)
+        run.save_state(plan=digest, images=[*_definitions(plan), *(disk.image for disk in plan.disks)],
+                       recovered=recovered)
     save_plan(plan, run)
-    return False
 
 
-def _forget(run: RunDir) -> None:
-    """Remove the images and overlays of the plan that the folder held; never a file that p2v did not make."""
-    if run.plan.exists():
-        for disk in load_json(run.plan).get("disks", ()):
-            name = Path(str(disk.get("image", ""))).name
-            if name:
-                (run.folder / name).unlink(missing_ok=True)
-                run.overlay(Path(str(disk.get("id"))).name).unlink(missing_ok=True)
-    run.save_state(finished=None, overlays=None)
+def plan_digest(plan: Plan) -> str:
+    """What tells one plan from another, wherever its folder is moved to. SHA-256."""
+    document = planfile.to_json(plan)
+    document["output"] = document["machine"] = ""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_foreign_images(plan: Plan) -> None:
+    """Images are made in the output folder and nowhere else, whatever plan.json says."""
+    for disk in plan.disks:
+        if disk.image != Path(disk.image).name or not disk.image:
+            raise PlanError("this plan's image does not lie in its output folder", Where(item=disk.image),
+                            "it is the plan of an image that was adapted in place, or it was tampered with",
+                            "use p2v adapt for the image, or make a plan for another output folder")
 
 
 def _is_done(run: RunDir, plan: Plan) -> bool:
@@ -294,8 +307,12 @@ def intersection(one: Sequence[Range], two: Sequence[Range]) -> list[Range]:
     return result
 
 
+def _definitions(plan: Plan) -> Mapping[str, str]:
+    return target_named(plan.target).configure(plan.machine)
+
+
 def _define(plan: Plan, run: RunDir) -> None:
-    for name, text in target_named(plan.target).configure(plan.machine).items():
+    for name, text in _definitions(plan).items():
         save_bytes(run.folder / name, text.encode())
 
 
@@ -315,7 +332,7 @@ def manifest(plan: Plan, reports: Mapping[str, CopyReport]) -> dict[str, object]
 
 def _files(run: RunDir, plan: Plan) -> tuple[str, ...]:
     return (*(str(run.folder / disk.image) for disk in plan.disks),
-            *(str(run.folder / name) for name in target_named(plan.target).configure(plan.machine)))
+            *(str(run.folder / name) for name in _definitions(plan)))
 
 
 def appliance_finding(run: RunDir) -> Iterator[Finding]:

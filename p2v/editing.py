@@ -62,8 +62,9 @@ def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress
         return
     members = {member.disk for volume in seen.layout.volumes if volume.name in unclean for member in volume.members}
     overlays = {disk: run.overlay(disk) for disk in seen.disks if disk in members}
+    sources = {disk: planning.fingerprint(disk, seen) for disk in overlays}
     known = run.state().get("recovered")
-    if known is None or known != digests(overlays):
+    if known is None or known != {"overlays": digests(overlays), "sources": sources}:
         run.make()
         run.save_state(recovered=None, overlays=None)
         volumes = {volume.name: volume for volume in seen.layout.volumes}
@@ -72,7 +73,7 @@ def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress
                 progress("replay journals", index, len(unclean))
                 door.recover_journal(name)
             progress("replay journals", len(unclean), len(unclean))
-        run.save_state(recovered=digests(overlays))
+        run.save_state(recovered={"overlays": digests(overlays), "sources": sources})
     with overlaid(seen, overlays) as disks:
         yield replace(planning.view(disks, seen.drivers), filesystems=seen.filesystems)
 

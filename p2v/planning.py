@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from p2v.guest.guest import ReadingGuest
     from p2v.volume import Layout
 
+JOURNAL_HEAD = 8192  # bytes: both restart pages
 RESCUE_FIRST = (
     "copy the disk with GNU ddrescue first (ddrescue -d DISK rescued.img rescued.map), "
     "then run p2v adapt rescued.img"
@@ -350,7 +351,10 @@ def disk_plan(id: str, source: Source, seen: View, format: str) -> DiskPlan:
 
 
 def fingerprint(disk: str, seen: View) -> str:
-    """What must not have moved between plan and run: size, tables, boot sectors, hives. SHA-256."""
+    """What must not have moved between plan and run. SHA-256 of size, tables, boot sectors, journals' heads, hives.
+
+    The head of an NTFS journal moves whenever Windows mounts the volume and writes.
+    """
     source = seen.disks[disk]
     digest = hashlib.sha256(f"{source.size}:{source.sector_size}:".encode())
     digest.update(read(source, 0, SECTOR))
@@ -360,11 +364,24 @@ def fingerprint(disk: str, seen: View) -> str:
     for volume in seen.layout.volumes:
         if volume.members[0].disk == disk:
             digest.update(read(volume.source, 0, min(volume.source.size, 16 * SECTOR)))
+            digest.update(_journal_head(volume, seen.filesystems[volume.name]))
     if seen.guest:
         for place in seen.guest.facts.hives.values():
             if seen.guest.volumes[place.volume].members[0].disk == disk:
                 digest.update(seen.guest.files(place.volume).read(place.path))
     return digest.hexdigest()
+
+
+def _journal_head(volume: Volume, filesystem: Filesystem) -> bytes:
+    """The restart pages of NTFS, which carry the last log sequence number; nothing elsewhere."""
+    from p2v.filesystem import open_files
+
+    if filesystem.kind != "ntfs":
+        return b""
+    try:
+        return open_files(volume.source, filesystem).head("\\$LogFile", JOURNAL_HEAD)
+    except GuestError as error:
+        return str(error).encode()
 
 
 def errors_of(plan: Plan) -> list[Finding]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from p2v.errors import Finding, ReadError, Severity
-from p2v.model import SECTOR, Filesystem, GuestFiles, Source, read
+from p2v.model import SECTOR, Filesystem, Source, read
+
+if TYPE_CHECKING:
+    from p2v.filesystem.reader import VolumeFiles
 
 
 def examine(source: Source) -> Filesystem:
@@ -24,7 +29,7 @@ def examine(source: Source) -> Filesystem:
     return ntfs.examine(source, head) or fat.examine(source, head) or Filesystem("")
 
 
-def open_files(source: Source, filesystem: Filesystem) -> GuestFiles:
+def open_files(source: Source, filesystem: Filesystem) -> VolumeFiles:
     """The files of a volume that examine() has recognised.
 
     Raises Unsupported for a filesystem that nobody here reads, GuestError for one too damaged to open.

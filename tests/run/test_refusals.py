@@ -288,3 +288,56 @@ def test_disks_in_any_order(two_disk_server: Server, out: Path) -> None:
     plan = p2v.plan(list(reversed(two_disk_server.disks)), output=out)
     assert [disk.path for disk in plan.disks] == [str(disk) for disk in two_disk_server.disks]
     assert plan.volumes[0].members[0].offset == disks.FIRST * 512
+
+
+class TestOneFolderManyPlans:
+    """The folder belongs to one plan at a time; what another plan left is never taken for this one's."""
+
+    def test_a_new_plan_does_not_take_over_finished_images(
+        self, xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dataclasses import replace
+
+        monkeypatch.setattr(editing, "prove", lambda *words: None)
+        first = replace(p2v.plan(xp_server.disks, output=out), changes=())
+        p2v.convert(first)
+        assert p2v.convert(first).done_before
+        second = replace(first, drivers=("/drivers",))
+        with RunDir.of_output(out).locked(), pytest.raises(PlanError, match="in use"):
+            conversion.claim(second, RunDir.of_output(out))
+        assert p2v.load_plan(out) == p2v.load_plan(out) and p2v.load_plan(out).drivers == ()
+
+    def test_an_overlay_of_another_plan_is_not_used(self, xp_server: Server, out: Path) -> None:
+        from dataclasses import replace
+
+        run = RunDir.of_output(out)
+        first = p2v.plan(xp_server.disks, output=out)
+        with run.locked():
+            conversion.claim(first, run)
+            run.overlay("disk0").write_bytes(b"edits of the first plan")
+            run.save_state(overlays={"disk0": "ab"})
+            conversion.claim(first, run)
+            assert run.overlay("disk0").exists(), "the same plan goes on with what it has"
+            conversion.claim(replace(first, changes=first.changes[:-1]), run)
+        assert not run.overlay("disk0").exists() and "overlays" not in run.state()
+
+    def test_a_moved_folder_is_the_same_run(
+        self, xp_server: Server, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from dataclasses import replace
+
+        monkeypatch.setattr(editing, "prove", lambda *words: None)
+        p2v.convert(replace(p2v.plan(xp_server.disks, output=out), changes=()))
+        out.rename(tmp_path / "moved")
+        assert p2v.convert(p2v.load_plan(tmp_path / "moved")).done_before
+
+    @pytest.mark.parametrize("image", ["/etc/passwd", "../elsewhere.img", ""])
+    def test_images_are_made_in_the_output_folder_and_nowhere_else(
+        self, xp_plan: Plan, out: Path, image: str
+    ) -> None:
+        from dataclasses import replace
+
+        evil = replace(xp_plan, output=str(out), disks=(replace(xp_plan.disks[0], image=image),))
+        with pytest.raises(PlanError, match="does not lie in its output folder"):
+            p2v.convert(evil)
+        assert not out.exists()
