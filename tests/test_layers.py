@@ -16,7 +16,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("registry", ("p2v.registry",)),
     ("filesystem", ("p2v.filesystem",)),
     ("volume", ("p2v.volume",)),
-    ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents")),
+    ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents", "p2v.mapfile", "p2v.rescue")),
     ("formats", ("p2v.formats",)),
     ("drivers", ("p2v.drivers",)),
     ("guest", ("p2v.guest",)),
