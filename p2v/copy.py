@@ -6,21 +6,20 @@ an image format; a healthy disk reaches the writer once, ascending.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from p2v.careful import Rescue, fill
+from p2v.checkpoint import Checkpoint, Keeper
 from p2v.digests import ALGORITHM, Digests, digest_of
-from p2v.errors import Cancelled, LayoutError, MismatchError, ReadError, Unsupported, Where
+from p2v.errors import Cancelled, LayoutError, MismatchError, P2VError, ReadError, Unsupported, Where
 from p2v.extents import Merger, append, check, overlap, union
 from p2v.model import Cancel, Extent, ImageWriter, Kind, Progress, Range, Source, no_progress
-from p2v.ring import CHUNK, GRAIN, Item, Result, Stopped, in_order, items
-
-if TYPE_CHECKING:
-    import numpy.typing
-
+from p2v.ring import CHUNK, Item, Result, Stopped, after, in_order, items
+from p2v.scan import Scan, live
 
 COUNTED = ("copied", "found_zero", "zero", "free", "bad")
 
@@ -110,20 +109,43 @@ def run_copy(
     *,
     progress: Progress = no_progress,
     cancel: Cancel | None = None,
+    keeper: Keeper | None = None,
+    resume: Checkpoint | None = None,
 ) -> CopyReport:
     """Copy source into writer in one ascending pass. Neither finishes nor aborts the writer.
 
     extents: from plan_copy(). A chunk that fails to read is read again down to one sector; what stays
     unreadable is written as zeroes and reported.
+    keeper: is given checkpoints as they fall due, the last one when all is copied, or when the copy is
+    stopped or the source fails. resume: one of them, whose state the writer was reopened from, of the same
+    extents: the copy goes on from there.
     Raises WriteError from the writer, ReadError when the device itself seems gone, Cancelled.
     No thread is left when it returns or raises.
     """
     check(extents, source.size)
-    begun = time.monotonic()
-    job = _Copy(source, writer)
-    _pass(source.size, extents, job, "copy", progress, cancel)
-    return CopyReport(source.size, job.digests, job.counts(extents), job.all_bad(extents),
-                      time.monotonic() - begun)
+    job = _Copy(source, writer, keeper, resume)
+    try:
+        _pass(source.size, extents, job, "copy", progress, cancel)
+    except (Cancelled, KeyboardInterrupt, ReadError):
+        with contextlib.suppress(P2VError):  # then the checkpoint before stands
+            job.keep()
+        raise
+    job.keep()
+    return job.report(extents)
+
+
+def report_of(checkpoint: Checkpoint, extents: Sequence[Extent]) -> CopyReport:
+    """The report of a copy whose last checkpoint this is. extents: what was copied."""
+    known = [Range(e.offset, e.length) for e in extents if e.kind is Kind.BAD]
+    bad = tuple(Extent(r.offset, r.length, Kind.BAD) for r in union([*known, *checkpoint.bad]))
+    planned = dict.fromkeys(Kind, 0)
+    for extent in extents:
+        planned[extent.kind] += extent.length
+    lost = sum(r.length for r in checkpoint.bad)
+    counts = (planned[Kind.DATA] - lost - checkpoint.found_zero, checkpoint.found_zero, planned[Kind.ZERO],
+              planned[Kind.FREE], planned[Kind.BAD] + lost)
+    return CopyReport(checkpoint.digests.size, checkpoint.digests, dict(zip(COUNTED, counts, strict=True)), bad,
+                      checkpoint.seconds)
 
 
 def verify_copy(
@@ -153,96 +175,68 @@ def verify_copy(
             "if the VM has run since, that is expected; otherwise suspect the medium and convert again")
 
 
-class _Scan:
-    """A chunk in memory: which of its grains hold anything, and its digest. digest None: all is zero."""
-
-    __slots__ = ("bad", "buffer", "digest", "length", "live")
-
-    def __init__(self, item: Item, buffer: memoryview, bad: Sequence[Range] = ()) -> None:
-        self.buffer, self.length, self.bad = buffer, item.length, bad
-        self.live = _live(buffer)
-        self.digest = digest_of(buffer[: item.length]) if any(self.live) else None
-
-    def runs(self) -> Iterator[tuple[int, int, bool]]:
-        """(start, end, live), ascending: bytes of the chunk in whole grains, the last one cut short."""
-        if all(self.live):
-            yield 0, self.length, True
-            return
-        start = 0
-        for grain in range(1, -(-self.length // GRAIN)):
-            if self.live[grain] != self.live[grain - 1]:
-                yield start, grain * GRAIN, self.live[grain - 1]
-                start = grain * GRAIN
-        yield start, self.length, self.live[(self.length - 1) // GRAIN]
-
-
-def _live(buffer: memoryview) -> list[bool]:
-    """For each grain of a full chunk's buffer: is any byte not zero?"""
-    import numpy as np
-
-    words: numpy.typing.NDArray[numpy.uint64]
-    words = np.frombuffer(buffer, np.uint64).reshape(CHUNK // GRAIN, -1)
-    largest = words[:, ::512].max(axis=1)  # sixteen looks each: enough for most data
-    if not largest.all():
-        largest = words.max(axis=1)  # at memory speed; any() is half as fast on u64
-    return [bool(word) for word in largest.tolist()]
-
-
 class _Copy:
     """run_copy's two halves: read() in any thread, hand_on() one at a time and ascending."""
 
-    def __init__(self, source: Source, writer: ImageWriter) -> None:
-        self._source, self._writer = source, writer
+    def __init__(
+        self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None
+    ) -> None:
+        self._source, self._writer, self._keeper = source, writer, keeper
         self._rescue = Rescue(source)
-        self.digests = Digests(source.size)
-        self._found_zero = 0
-        self._bad: list[Range] = []
-        self.done = 0
+        self._begun = time.monotonic() - (resume.seconds if resume else 0)
+        self._digests = resume.digests if resume else Digests(source.size)
+        self._found_zero = resume.found_zero if resume else 0
+        self._bad = list(resume.bad) if resume else []
+        self.done = self._kept = resume.at if resume else 0
 
-    def read(self, item: Item, buffer: memoryview, stopped: Stopped) -> _Scan | None:
+    def read(self, item: Item, buffer: memoryview, stopped: Stopped) -> Scan | None:
         if not item.reads:
             return None
         try:
             fill(self._source, item, buffer)
         except ReadError:
-            return _Scan(item, buffer, self._rescue.fill(item, buffer, stopped))
+            return Scan(item, buffer, self._rescue.fill(item, buffer, stopped))
         self._rescue.note(item)
-        return _Scan(item, buffer)
+        return Scan(item, buffer)
 
-    def hand_on(self, item: Item, result: _Scan | None) -> None:
+    def hand_on(self, item: Item, result: Scan | None) -> None:
         if result is None:
             self._writer.zero(item.offset, item.length)
         else:
             self._write(item, result)
         self.done += item.length
+        if self._keeper is not None and self._keeper.due(self.done):
+            self.keep()
 
-    def _write(self, item: Item, scan: _Scan) -> None:
-        for start, end, live in scan.runs():
-            if live:
+    def _write(self, item: Item, scan: Scan) -> None:
+        for start, end, lives in scan.runs():
+            if lives:
                 self._writer.write_at(item.offset + start, scan.buffer[start:end])
                 continue
             self._writer.zero(item.offset + start, end - start)
             span = Range(item.offset + start, end - start)
             self._found_zero += overlap(item.pieces, span) - overlap(scan.bad, span)
         if scan.digest is not None:
-            self.digests.put(item.index, scan.digest)
+            self._digests.put(item.index, scan.digest)
         for part in scan.bad:
             append(self._bad, part)
 
-    def all_bad(self, extents: Iterable[Extent]) -> tuple[Extent, ...]:
-        """What could not be read now, and what the plan already called BAD."""
-        known = [Range(e.offset, e.length) for e in extents if e.kind is Kind.BAD]
-        return tuple(Extent(r.offset, r.length, Kind.BAD) for r in union([*known, *self._bad]))
+    def keep(self) -> None:
+        """Have the image's checkpoint, then ours."""
+        if self._keeper is None:
+            return
+        chunks = range(self._kept // CHUNK, -(-self.done // CHUNK))
+        checkpoint = self._checkpoint(self._keeper.tie, self._writer.checkpoint())
+        self._keeper.keep(checkpoint, self._digests.not_zero(chunks.start, len(chunks)), self.done)
+        self._kept = self.done
 
-    def counts(self, extents: Iterable[Extent]) -> dict[str, int]:
-        """By the names in COUNTED."""
-        planned = dict.fromkeys(Kind, 0)
-        for extent in extents:
-            planned[extent.kind] += extent.length
-        lost = sum(r.length for r in self._bad)
-        copied = planned[Kind.DATA] - lost - self._found_zero
-        return dict(zip(COUNTED, (copied, self._found_zero, planned[Kind.ZERO], planned[Kind.FREE],
-                                  planned[Kind.BAD] + lost), strict=True))
+    def report(self, extents: Sequence[Extent]) -> CopyReport:
+        """When all is copied."""
+        return report_of(self._checkpoint("", b""), extents)
+
+    def _checkpoint(self, tie: str, state: bytes) -> Checkpoint:
+        return Checkpoint(tie, self.done, state, self._found_zero, tuple(self._bad),
+                          time.monotonic() - self._begun, self._digests)
 
 
 class _Check:
@@ -264,7 +258,7 @@ class _Check:
             return False
         if inside < item.length:  # past the disk's end: only zeroes
             buffer[:inside] = bytes(inside)
-            return not any(_live(buffer))
+            return not any(live(buffer))
         return True
 
     def hand_on(self, item: Item, result: bool) -> None:
@@ -302,4 +296,4 @@ def _pass(
                             next="start the same command again")
 
     tick()
-    in_order(items(extents, size), job.read, job.hand_on, tick)
+    in_order(after(items(extents, size), job.done), job.read, job.hand_on, tick)

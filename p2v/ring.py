@@ -75,6 +75,15 @@ def items(extents: Iterable[Extent], size: int) -> Iterator[Item]:
     yield from chunk.move_to(-(-size // CHUNK))
 
 
+def after(work: Iterator[Item], done: int) -> Iterator[Item]:
+    """The work from byte done on, which is where a chunk begins, or the end."""
+    for item in work:
+        if item.offset >= done:
+            yield item
+        elif item.offset + item.length > done:  # a run of zeroes
+            yield Item(done, item.offset + item.length - done)
+
+
 class _Chunk:
     """Gathers the reads of one chunk after the other."""
 

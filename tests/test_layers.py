@@ -16,7 +16,8 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("registry", ("p2v.registry",)),
     ("filesystem", ("p2v.filesystem",)),
     ("volume", ("p2v.volume",)),
-    ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents", "p2v.mapfile", "p2v.rescue")),
+    ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents", "p2v.mapfile", "p2v.rescue",
+              "p2v.checkpoint", "p2v.scan")),
     ("formats", ("p2v.formats",)),
     ("drivers", ("p2v.drivers",)),
     ("guest", ("p2v.guest",)),
@@ -25,7 +26,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("target", ("p2v.target",)),
 )
 SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.adaptation", "p2v.inplace", "p2v.cli",
-            "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing")
+            "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing", "p2v.keeping", "p2v.imaging", "p2v.outlets")
 
 
 def module_name(path: Path) -> str:
