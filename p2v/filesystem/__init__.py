@@ -16,7 +16,7 @@ def examine(source: Source) -> Filesystem:
 
     Never raises for what the volume holds: damage is a finding, with state UNKNOWN and nothing free.
     """
-    from p2v.filesystem import fat, ntfs
+    from p2v.filesystem import ext, fat, ntfs, swap
 
     if source.size < SECTOR:
         return Filesystem("")
@@ -26,7 +26,8 @@ def examine(source: Source) -> Filesystem:
         return Filesystem("", findings=(Finding(
             "the boot sector of the volume cannot be read", error.where, error.why,
             "make a rescue copy of the disk first (GNU ddrescue)", Severity.ERROR),))
-    return ntfs.examine(source, head) or fat.examine(source, head) or Filesystem("")
+    found = ntfs.examine(source, head) or fat.examine(source, head)
+    return found or ext.examine(source) or swap.examine(source) or Filesystem("")
 
 
 def open_files(source: Source, filesystem: Filesystem) -> VolumeFiles:
