@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from p2v.adaptation import adapt, undo
-    from p2v.conversion import Result, convert, load_plan, verify
+    from p2v.conversion import Result, convert, verify
     from p2v.errors import (
         Cancelled,
         DriftError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Where,
         WriteError,
     )
+    from p2v.folder import load_plan
     from p2v.model import Plan, Source
     from p2v.planning import Inspection, inspect, plan
     from p2v.planning import open_source as open
@@ -41,10 +42,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "p2v.adaptation": ("adapt", "undo"),
-    "p2v.conversion": ("Result", "convert", "load_plan", "verify"),
+    "p2v.conversion": ("Result", "convert", "verify"),
     "p2v.errors": ("Cancelled", "DriftError", "Finding", "GuestError", "LayoutError", "MismatchError",
                    "MissingTool", "P2VError", "PlanError", "ReadError", "Severity", "Unsupported", "Where",
                    "WriteError"),
+    "p2v.folder": ("load_plan",),
     "p2v.model": ("Plan", "Source"),
     "p2v.planning": ("Inspection", "inspect", "plan"),
 }

@@ -7,16 +7,16 @@ power cut in the middle is finished by the next run, never guessed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from p2v import changes as changing
-from p2v import conversion, editing, inplace, planning
-from p2v.errors import PlanError, Unsupported, Where
+from p2v import conversion, editing, folder, inplace, planning
+from p2v.errors import Cancelled, PlanError, Unsupported, Where
 from p2v.formats import FORMATS
-from p2v.model import Change, DiskPlan, Plan, Progress, State, no_progress
-from p2v.rundir import RunDir, load_json, save_bytes, save_json
+from p2v.model import Cancel, Change, DiskPlan, Plan, Progress, State, no_progress
+from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.nbd import allocated
 from p2v.target import target_named
 
@@ -29,15 +29,18 @@ def adapt(
     source_format: str | None = None,
     run_folder: str | Path | None = None,
     progress: Progress = no_progress,
+    cancel: Cancel | None = None,
 ) -> tuple[Plan, conversion.Result]:
     """Plan and make, in images that exist, the changes that their guest needs on a target.
 
-    run_folder: where plan, journal and undo are kept; FIRST_IMAGE.p2v by default.
+    run_folder: where plan, journal and undo are kept; FIRST_IMAGE.p2v by default. Adapted again, the undo
+    goes back to the beginning.
     Returns the plan and what the run came to. Raises what plan() and convert() raise, and Unsupported for a
     format that cannot be edited in place.
     """
     if not images:
-        raise PlanError("no image was named", next="name the VM's images, the boot disk first")
+        raise PlanError("no image was named", why="adapt edits a VM's images",
+                        next="name the VM's images, the boot disk first")
     run = RunDir.of_output(run_folder or f"{images[0]}.p2v")
     paths = [Path(image).resolve() for image in images]
     for path in paths:
@@ -46,57 +49,84 @@ def adapt(
                             "adapt edits image files; a disk is never written",
                             "name an image, or convert the disk")
     if not run.state().get("writing"):
-        made = _plan(paths, run, target, drivers, source_format)
+        made = _plan(paths, run, target, drivers, source_format, progress)
         if not made.changes:
             return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
-    with run.locked():
-        finish_interrupted(run, progress)
-        made = _plan(paths, run, target, drivers, source_format)
-        conversion.refuse_errors(made)
+    with run.locked(), run.logged("adapt", progress) as told:
+        interrupted = finish_interrupted(run, told)
+        if interrupted:
+            _finish(folder.load_plan(run.folder), run)
+        made = _plan(paths, run, target, drivers, source_format, told, holding=True)
+        folder.refuse_errors(made)
         if not made.changes:
             return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
-        conversion.save_plan(made, run)
-        run.save_state(undone=None, plan=conversion.plan_digest(made))
-        rewrite(made, made.changes, made.target, run, progress)
-        definitions = target_named(target).configure(made.machine)
-        for name, text in definitions.items():
-            save_bytes(run.folder / name, text.encode())
-        run.save_state(finished=True)
-        files = (*(str(path) for path in paths), *(str(run.folder / name) for name in definitions))
+        check_cancelled(cancel)
+        whole = _since_the_beginning(made, run)
+        rewrite(made, made.changes, made.target, run, told, keep=whole)
+        files = _finish(whole, run)
         return made, conversion.Result(str(run.folder), files, len(made.changes), {},
                                        tuple(conversion.appliance_finding(run)))
 
 
-def undo(folder: str | Path, *, progress: Progress = no_progress) -> conversion.Result:
+def _since_the_beginning(made: Plan, run: RunDir) -> Plan:
+    """The plan with the changes of earlier adapts in it, so that one undo takes all of them back."""
+    state = run.state()
+    if not state.get("finished") or state.get("undone"):
+        return made
+    changes = {change.place: change for change in folder.load_plan(run.folder).changes}
+    for change in made.changes:
+        earlier = changes.get(change.place)
+        changes[change.place] = change if earlier is None else changing.joined(earlier, change)
+    return replace(made, changes=tuple(changes.values()))
+
+
+def _finish(plan: Plan, run: RunDir) -> tuple[str, ...]:
+    """The images are written: define the VM. Returns what the user takes away."""
+    folder.define(plan, run)
+    run.save_state(finished=True, undone=None)
+    return (*(disk.image for disk in plan.disks), *(str(run.folder / name) for name in folder.definitions(plan)))
+
+
+def undo(output: str | Path, *, progress: Progress = no_progress, cancel: Cancel | None = None) -> conversion.Result:
     """Take a run's changes back in its images: guest files byte for byte, hives content for content.
 
-    folder: the output of a convert, or an adapted image's IMAGE.p2v. A Recovery stays: it cannot be undone.
+    output: what convert made, or an adapted image's IMAGE.p2v. A Recovery stays: it cannot be undone.
     Raises DriftError before the first write when the guest has changed since.
     """
-    run = RunDir.of_output(folder)
-    plan = conversion.load_plan(folder)
-    with run.locked():
-        finish_interrupted(run, progress)
+    run = RunDir.of_output(output)
+    plan = folder.load_plan(output)
+    with run.locked(), run.logged("undo", progress) as told:
+        finish_interrupted(run, told)
         back = changing.inverses(plan.changes)
-        with conversion.images(plan, run) as disks:
+        with folder.images(plan, run) as disks:
             guest = planning.view(disks).known_guest
             done = all(changing.state_of(change, guest) is State.DONE for change in back)
         if not done:
-            rewrite(plan, back, None, run, progress)
+            check_cancelled(cancel)
+            rewrite(plan, back, None, run, told, keep=plan)
         run.save_state(undone=True)
         return conversion.Result(str(run.folder), tuple(str(run.folder / disk.image) for disk in plan.disks),
                                  len(back), {}, (), done_before=done)
 
 
-def rewrite(plan: Plan, changes: Sequence[Change], target: str | None, run: RunDir, progress: Progress) -> None:
+def check_cancelled(cancel: Cancel | None) -> None:
+    """Raises Cancelled when the caller has asked to stop."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("stopped", why="you asked for it; no image has been touched",
+                        next="run the same command again")
+
+
+def rewrite(
+    plan: Plan, changes: Sequence[Change], target: str | None, run: RunDir, progress: Progress, *, keep: Plan
+) -> None:
     """Make changes in a run's images: overlay, proof, journal, then the images.
 
-    target: what the proof must boot on; None for an undo. Raises what editing raises; until the journal is
-    complete no image has been touched.
+    target: what the proof must boot on; None for an undo. keep: the plan that the run has afterwards. Raises
+    what editing raises; until the journal is complete no image has been touched.
     """
     _refuse_uneditable(plan.disks)
     with contextlib.ExitStack() as stack:
-        disks = stack.enter_context(conversion.images(plan, run))
+        disks = stack.enter_context(folder.images(plan, run))
         seen = planning.view(disks, plan.drivers)
         touched = editing.touched_disks(changes, seen)
         overlays = {disk: run.overlay(disk) for disk in touched}
@@ -105,31 +135,40 @@ def rewrite(plan: Plan, changes: Sequence[Change], target: str | None, run: RunD
         edited = stack.enter_context(editing.overlaid(seen, overlays))
         editing.prove(changes, target, planning.view(edited, plan.drivers), progress)
         for disk in touched:
-            inplace.write_journal(run.run / f"{disk}.journal", disks[disk], edited[disk],
-                                  allocated(str(overlays[disk])))
-    by_id = {disk.id: disk for disk in plan.disks}
-    run.save_state(writing={disk: [by_id[disk].image, by_id[disk].format] for disk in touched})
+            inplace.write_journal(_journal(run, disk), disks[disk], edited[disk], allocated(str(overlays[disk])))
+    folder.save_plan(keep, run)
+    run.save_state(writing=touched, plan=folder.plan_digest(keep))
     finish_interrupted(run, progress)
     for path in overlays.values():
         path.unlink()
 
 
-def finish_interrupted(run: RunDir, progress: Progress = no_progress) -> None:
-    """Write what complete journals say, and refresh the manifest. Nothing to do in most runs.
+def finish_interrupted(run: RunDir, progress: Progress = no_progress) -> bool:
+    """Write what complete journals say, and refresh the manifest. Returns whether there was anything.
 
     Raises DriftError when an image holds neither the bytes before nor those after.
     """
-    writing: Mapping[str, Sequence[str]] = run.state().get("writing", {})
-    for index, (disk, (image, format)) in enumerate(writing.items()):
+    writing: Sequence[str] = run.state().get("writing", ())
+    if not writing:
+        return False
+    by_id = {disk.id: disk for disk in folder.load_plan(run.folder).disks}
+    for index, disk in enumerate(writing):
+        if disk not in by_id:
+            raise PlanError("the run's state does not fit its plan", Where(item=str(run.run / "state.json")),
+                            f"it names {disk!r}, which the plan does not have", "restore the folder from a backup")
         progress("write", index, len(writing))
-        journal = run.run / f"{disk}.journal"
-        inplace.replay(journal, str(run.folder / image), format)
-        _refresh_manifest(run, disk, inplace.ranges(journal))
-    if writing:
-        run.save_state(writing=None)
-        progress("write", len(writing), len(writing))
+        image = folder.image_path(by_id[disk].image, run)
+        inplace.replay(_journal(run, disk), str(image), by_id[disk].format)
+        _refresh_manifest(run, disk, inplace.ranges(_journal(run, disk)))
+    run.save_state(writing=None)
+    progress("write", len(writing), len(writing))
     for disk in writing:
-        (run.run / f"{disk}.journal").unlink()
+        _journal(run, disk).unlink()
+    return True
+
+
+def _journal(run: RunDir, disk: str) -> Path:
+    return run.run / f"{disk}.journal"
 
 
 def _refresh_manifest(run: RunDir, disk: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -137,7 +176,7 @@ def _refresh_manifest(run: RunDir, disk: str, ranges: Sequence[tuple[int, int]])
     if not run.manifest.exists():
         return
     document = load_json(run.manifest)
-    report = conversion.load_reports(run)[disk]
+    report = folder.load_reports(run)[disk]
     entry = next(entry for entry in document["disks"] if entry["id"] == disk)
     source = FORMATS[entry["format"]].read(str(run.folder / entry["image"]))
     try:
@@ -154,11 +193,13 @@ def _plan(
     target: str,
     drivers: Sequence[str | Path],
     source_format: str | None,
+    progress: Progress,
+    holding: bool = False,
 ) -> Plan:
     """A plan whose images are the sources."""
-    made = planning.plan(paths, target=target, output=run.folder, drivers=drivers, source_format=source_format)
-    disks = tuple(replace(disk, image=disk.path, format=source_format or planning.format_by_name(disk.path))
-                  for disk in made.disks)
+    made = planning.plan(paths, target=target, output=run.folder, drivers=drivers, source_format=source_format,
+                         progress=progress, holding=holding)
+    disks = tuple(replace(disk, image=disk.path, format=disk.source_format) for disk in made.disks)
     machine = target_named(target).machine(paths[0].stem, made.facts, planning.machine_disks(disks, run.folder))
     return replace(made, disks=disks, machine=machine)
 

@@ -8,9 +8,11 @@ drifted, so it is safe to run again after a power cut. undo is a run of the inve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from p2v.errors import DriftError, GuestError, PlanError, Where
 from p2v.model import (
+    BytesChange,
     Change,
     FileChange,
     Guest,
@@ -42,6 +44,21 @@ def state_of(change: Change, guest: Guest) -> State:
 def inverses(changes: Sequence[Change]) -> list[Change]:
     """What undoes the changes: the inverses, last first, recoveries left out."""
     return [change.inverse() for change in reversed(changes) if not isinstance(change, Recovery)]
+
+
+def joined(earlier: Change, later: Change) -> Change:
+    """Two changes of one place, one after the other, as one. Raises ValueError for different kinds."""
+    if isinstance(earlier, ValueChange) and isinstance(later, ValueChange):
+        return replace(earlier, after=later.after, why=later.why)
+    if isinstance(earlier, KeyChange) and isinstance(later, KeyChange):
+        return replace(earlier, after=later.after, why=later.why)
+    if isinstance(earlier, FileChange) and isinstance(later, FileChange):
+        return replace(earlier, after=later.after, why=later.why)
+    if isinstance(earlier, BytesChange) and isinstance(later, BytesChange):
+        return replace(earlier, after=later.after, why=later.why)
+    if isinstance(earlier, Recovery) and isinstance(later, Recovery):
+        return later
+    raise ValueError(f"two kinds of change in one place: {later.place}")
 
 
 def merge(changes: Iterable[Change]) -> list[Change]:

@@ -9,7 +9,6 @@ import functools
 import json
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
     from p2v.conversion import Result
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-INTERRUPTED = 130
 DONE_WITH_LOSSES = 20  # finished, but ranges of a source were unreadable
-
-cancel = threading.Event()
-
 
 def reported(command: Command) -> Command:
     """Errors of p2v as text (or JSON) and their exit code; no traceback unless --debug."""
@@ -134,7 +129,7 @@ def main() -> None:
     The disks are only ever read. `plan` shows what would change and why; `convert` edits the guest on a
     thin overlay, proves the edits, and only then copies once.
     """
-    signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
 
 
 @main.command()
@@ -156,20 +151,21 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) ->
 @click.argument("disks", nargs=-1, required=True, type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder that will hold the VM.")
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
+@click.option("--force", is_flag=True, help="Take the output folder although it holds another plan's images.")
 @planned
 @common
 @reported
-def plan(disks: tuple[str, ...], output: str, as_json: bool, **words: Any) -> None:
+def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **words: Any) -> None:
     """Show what converting DISKS would change and why, and save it as OUTPUT/plan.json."""
     import p2v
-    from p2v.conversion import claim
+    from p2v.folder import claim
     from p2v.planfile import to_json
     from p2v.rundir import RunDir
 
     made = p2v.plan(disks, output=output, **words)
     run = RunDir.of_output(output)
     with run.locked():
-        claim(made, run)
+        claim(made, run, force=force)
     print(json.dumps(to_json(made), indent=2) if as_json else p2v.render(made))
 
 
@@ -184,7 +180,7 @@ def plan(disks: tuple[str, ...], output: str, as_json: bool, **words: Any) -> No
 def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bool, **words: Any) -> None:
     """Convert DISKS into OUTPUT, or go on with the run in the folder DISKS that `p2v plan` has made."""
     import p2v
-    from p2v.conversion import load_plan
+    from p2v.folder import load_plan
 
     if output is None:
         if len(disks) != 1:
@@ -196,7 +192,7 @@ def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bo
             print(p2v.render(made), "\n")
     bar = Bar(as_json)
     try:
-        result = p2v.convert(made, progress=bar, cancel=cancel, force=force)
+        result = p2v.convert(made, progress=bar, force=force)
     finally:
         bar.close()
     _tell(result, "converted", as_json)
@@ -232,7 +228,7 @@ def verify(folder: str, as_json: bool) -> None:
 
     bar = Bar(as_json)
     try:
-        result = p2v.verify(folder, progress=bar, cancel=cancel)
+        result = p2v.verify(folder, progress=bar)
     finally:
         bar.close()
     _tell(result, "verified", as_json)

@@ -7,16 +7,12 @@ digest is known is reused, never made again, because the same edits made twice g
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import p2v
-from p2v import editing, planfile, planning
+from p2v import editing, folder, planfile, planning
 from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
 from p2v.errors import (
     DriftError,
@@ -27,19 +23,19 @@ from p2v.errors import (
     Where,
     WriteError,
 )
+from p2v.extents import intersection
 from p2v.formats import FORMATS
 from p2v.model import (
     Cancel,
-    DiskPlan,
     Extent,
+    Kind,
     Plan,
     Progress,
     Range,
     Source,
     no_progress,
 )
-from p2v.rundir import RunDir, load_json, save_bytes, save_json
-from p2v.target import target_named
+from p2v.rundir import RunDir, save_json
 
 MARGIN = 64 << 20  # bytes of free space to leave: tables, the overlay, the log
 
@@ -71,24 +67,27 @@ def convert(
     output is not what was planned, Cancelled. Whatever fails, the sources are untouched and no image is
     left that looks finished.
     """
-    refuse_errors(plan)
-    _refuse_foreign_images(plan)
+    folder.refuse_errors(plan)
+    folder.refuse_foreign_images(plan)
     run = RunDir.of_output(plan.output)
+    if folder.is_done(plan, run) and not force:
+        return _result(run, plan, folder.load_reports(run), done_before=True)
     with contextlib.ExitStack() as stack:
-        if run.state().get("plan") == plan_digest(plan) and _is_done(run, plan):
-            return _result(run, plan, load_reports(run), done_before=True)
         seen = check_sources(plan, stack.enter_context(_sources(plan)))
-        preflight(plan, run)
+        folder.refuse_own_sources(plan, run)
+        preflight(plan, seen, run)
         stack.enter_context(run.locked())
-        claim(plan, run, force=force)
-        for disk in plan.disks:  # a copy that was cut short begins anew, from the same overlay
-            for leftover in (disk.image, disk.image + ".part"):
-                (run.folder / leftover).unlink(missing_ok=True)
+        folder.claim(plan, run, force=force)
+        progress = stack.enter_context(run.logged("convert", progress))
         edited = stack.enter_context(_edited(plan, seen, run, progress))
-        reports = {disk.id: _copy(disk, seen, edited, run.folder, progress, cancel) for disk in plan.disks}
-        _define(plan, run)
-        save_json(run.manifest, manifest(plan, reports))
-        verify_changes(plan, run, progress)
+        reports = _copy_all(plan, seen, edited, run, progress, cancel)
+        try:
+            verify_changes(plan, run, progress)
+        except BaseException:
+            folder.unfinish(plan, run)
+            raise
+        folder.define(plan, run)
+        save_json(run.manifest, folder.manifest(plan, reports))
         run.save_state(finished=True, undone=None)
         return _result(run, plan, reports)
 
@@ -101,10 +100,10 @@ def _edited(
     touched = editing.touched_disks(plan.changes, seen)
     overlays = {disk: run.overlay(disk) for disk in touched}
     known = run.state().get("overlays")
-    if touched and (known is None or known != editing.digests(overlays)):
+    if touched and (known is None or known != editing.digests(overlays, seen)):
         run.save_state(overlays=None)
         editing.make_overlays(plan.changes, seen, overlays, run, progress)
-        run.save_state(overlays=editing.digests(overlays))
+        run.save_state(overlays=editing.digests(overlays, seen))
     with editing.overlaid(seen, overlays) as disks:
         editing.prove(plan.changes, plan.target, planning.view(disks, plan.drivers), progress)
         yield disks
@@ -115,36 +114,8 @@ def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_bef
                   (*bad_findings(plan, reports), *appliance_finding(run)), done_before)
 
 
-def resume(folder: str | Path, **keywords: object) -> Result:
-    """Go on with the run in a folder, or find that all is done. Takes convert's keywords."""
-    return convert(load_plan(folder), **keywords)  # type: ignore[arg-type]  # convert's own keywords
-
-
-def load_plan(folder: str | Path) -> Plan:
-    """The plan that a folder holds. Raises PlanError."""
-    run = RunDir.of_output(folder)
-    plan = planfile.from_json(load_json(run.plan), run.get)
-    machine = replace(plan.machine, disks=tuple(planning.machine_disks(plan.disks, folder)))
-    return replace(plan, output=str(folder), machine=machine)  # the folder may have been moved
-
-
-def save_plan(plan: Plan, run: RunDir) -> None:
-    """Keep the plan and every file content that it carries. Raises WriteError."""
-    for content in planfile.contents(plan):
-        run.put(content.data)
-    save_json(run.plan, planfile.to_json(plan))
-
-
 # ---------------------------------------------------------------------------------------------
 # Before the first write
-
-
-def refuse_errors(plan: Plan) -> None:
-    """Raises PlanError when findings stop the plan."""
-    errors = planning.errors_of(plan)
-    if errors:
-        raise PlanError(f"the plan cannot be run: {errors[0].what}", errors[0].where, errors[0].why,
-                        errors[0].next or "mend this, then make a new plan")
 
 
 @contextlib.contextmanager
@@ -153,7 +124,7 @@ def _sources(plan: Plan) -> Iterator[Mapping[str, Source]]:
     with contextlib.ExitStack() as stack:
         disks = {}
         for disk in plan.disks:
-            disks[disk.id] = source = planning.open_source(disk.path)
+            disks[disk.id] = source = planning.open_source(disk.path, disk.source_format)
             stack.callback(source.close)
         yield disks
 
@@ -173,16 +144,18 @@ def check_sources(plan: Plan, disks: Mapping[str, Source]) -> planning.View:
     return seen
 
 
-def preflight(plan: Plan, run: RunDir) -> None:
+def preflight(plan: Plan, seen: planning.View, run: RunDir) -> None:
     """Raises WriteError when the output cannot fit: images, overlay and kept bytes."""
-    folder = run.folder.absolute()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    place = run.folder.absolute()
+    existing = next(one for one in (place, *place.parents) if one.exists())
     if not existing.is_dir():
-        raise PlanError("the output is not a folder", Where(item=str(existing)),
-                        next="name a folder, or a place where one can be made")
-    need = MARGIN + sum(volume.used for volume in plan.volumes)
-    need += sum(content.size for content in planfile.contents(plan))
-    there = sum(path.stat().st_blocks * 512 for path in run.folder.glob("*") if path.is_file())
+        raise PlanError("the output is not a folder", Where(item=str(existing)), "the images are put into one",
+                        "name a folder, or a place where one can be made")
+    need = MARGIN + sum(content.size for content in planfile.contents(plan))
+    for disk in plan.disks:
+        extents = plan_copy(seen.disks[disk.id], free=spared(disk.id, seen))
+        need += sum(extent.length for extent in extents if extent.kind is Kind.DATA)
+    there = sum(path.stat().st_blocks * 512 for path in place.glob("disk*") if path.is_file())
     free = shutil.disk_usage(existing).free + there
     if free < need:
         raise WriteError(
@@ -193,83 +166,38 @@ def preflight(plan: Plan, run: RunDir) -> None:
         )
 
 
-def claim(plan: Plan, run: RunDir, *, force: bool = False) -> None:
-    """Make the run's folder this plan's, and keep the plan there.
-
-    What belongs to the same plan stays and is used further. Raises PlanError when the folder holds another
-    plan's images, or files that p2v did not make, and force is not given; force removes that plan's images.
-    """
-    digest = plan_digest(plan)
-    if run.state().get("plan") != digest:
-        ours = {"plan.json", "manifest.json", *run.state().get("images", ())}
-        there = {path.name for path in run.folder.iterdir() if path != run.run}
-        if (there - {"plan.json"} and not force) or run.state().get("writing"):
-            raise PlanError(
-                "the output folder is in use",
-                Where(item=f"{run.folder}: {', '.join(sorted(there)[:5])}"),
-                "it holds the images of another plan, or files that p2v did not make",
-                "choose another output, or say --force to replace them",
-            )
-        for name in ours & there:
-            (run.folder / name).unlink()
-        recovered = run.state().get("recovered")  # a journal that was replayed for this plan is kept
-        for overlay in run.run.glob("*.overlay.qcow2") if not recovered else ():
-            overlay.unlink()
-        (run.run / "state.json").unlink(missing_ok=True)
-        run.save_state(plan=digest, images=[*_definitions(plan), *(disk.image for disk in plan.disks)],
-                       recovered=recovered)
-    save_plan(plan, run)
-
-
-def plan_digest(plan: Plan) -> str:
-    """What tells one plan from another, wherever its folder is moved to. SHA-256."""
-    document = planfile.to_json(plan)
-    document["output"] = document["machine"] = ""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_foreign_images(plan: Plan) -> None:
-    """Images are made in the output folder and nowhere else, whatever plan.json says."""
-    for disk in plan.disks:
-        if disk.image != Path(disk.image).name or not disk.image:
-            raise PlanError("this plan's image does not lie in its output folder", Where(item=disk.image),
-                            "it is the plan of an image that was adapted in place, or it was tampered with",
-                            "use p2v adapt for the image, or make a plan for another output folder")
-
-
-def _is_done(run: RunDir, plan: Plan) -> bool:
-    state = run.state()
-    images = all((run.folder / disk.image).exists() for disk in plan.disks)
-    return images and bool(state.get("finished")) and not state.get("undone")
-
-
 # ---------------------------------------------------------------------------------------------
 # Copy, define, check
 
 
-def _copy(
-    disk: DiskPlan,
+def _copy_all(
+    plan: Plan,
     seen: planning.View,
     edited: Mapping[str, Source],
-    folder: Path,
+    run: RunDir,
     progress: Progress,
     cancel: Cancel | None,
-) -> CopyReport:
-    """One disk's overlaid source, streamed once into its image."""
-    source = edited[disk.id]
-    extents = copy_extents(disk.id, seen, edited)
+) -> dict[str, CopyReport]:
+    """Each overlaid source, streamed once. The images get their names when the last one is complete."""
+    folder.remove_images(plan, run)
+    reports: dict[str, CopyReport] = {}
+    with contextlib.ExitStack() as undo:
+        writers = []
+        for disk in plan.disks:
+            writer = FORMATS[disk.format].create(str(run.folder / disk.image), disk.size)
+            undo.callback(writer.abort)
+            writers.append(writer)
 
-    def told(_stage: str, done: int, total: int) -> None:
-        progress(f"copy {disk.id}", done, total)
+            def told(_stage: str, done: int, total: int, name: str = disk.id) -> None:
+                progress(f"copy {name}", done, total)
 
-    writer = FORMATS[disk.format].create(str(folder / disk.image), disk.size)
-    try:
-        report = run_copy(source, extents, writer, progress=told, cancel=cancel)
-        writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
-    return report
+            reports[disk.id] = run_copy(edited[disk.id], copy_extents(disk.id, seen, edited), writer,
+                                        progress=told, cancel=cancel)
+        undo.callback(folder.unfinish, plan, run)
+        for writer in writers:
+            writer.finish()
+        undo.pop_all()
+    return reports
 
 
 def copy_extents(disk: str, seen: planning.View, edited: Mapping[str, Source]) -> list[Extent]:
@@ -292,47 +220,9 @@ def spared(disk: str, seen: planning.View) -> list[Range]:
     return sorted(ranges, key=lambda r: r.offset)
 
 
-def intersection(one: Sequence[Range], two: Sequence[Range]) -> list[Range]:
-    """What lies in both. Each is ascending."""
-    result = []
-    i = j = 0
-    while i < len(one) and j < len(two):
-        start, end = max(one[i].offset, two[j].offset), min(one[i].end, two[j].end)
-        if start < end:
-            result.append(Range(start, end - start))
-        if one[i].end <= two[j].end:
-            i += 1
-        else:
-            j += 1
-    return result
-
-
-def _definitions(plan: Plan) -> Mapping[str, str]:
-    return target_named(plan.target).configure(plan.machine)
-
-
-def _define(plan: Plan, run: RunDir) -> None:
-    for name, text in _definitions(plan).items():
-        save_bytes(run.folder / name, text.encode())
-
-
-def manifest(plan: Plan, reports: Mapping[str, CopyReport]) -> dict[str, object]:
-    """What was copied: digests, counts, times."""
-    return {
-        "format_version": 1,
-        "p2v": p2v.__version__,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "disks": [
-            {"id": disk.id, "image": disk.image, "format": disk.format, "size": disk.size,
-             "source": disk.path, "copy": reports[disk.id].to_json()}
-            for disk in plan.disks
-        ],
-    }
-
-
 def _files(run: RunDir, plan: Plan) -> tuple[str, ...]:
     return (*(str(run.folder / disk.image) for disk in plan.disks),
-            *(str(run.folder / name) for name in _definitions(plan)))
+            *(str(run.folder / name) for name in folder.definitions(plan)))
 
 
 def appliance_finding(run: RunDir) -> Iterator[Finding]:
@@ -341,16 +231,6 @@ def appliance_finding(run: RunDir) -> Iterator[Finding]:
     if backend:
         how = "on KVM" if backend == "kvm" else "without KVM (TCG): slower to start, the same result"
         yield Finding(f"the guest was edited in the libguestfs appliance, {how}")
-
-
-def load_reports(run: RunDir) -> dict[str, CopyReport]:
-    """The copy reports of a manifest, by disk. Raises PlanError."""
-    document = load_json(run.manifest)
-    try:
-        return {disk["id"]: CopyReport.from_json(disk["copy"]) for disk in document["disks"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError("the manifest does not hold together", Where(item=str(run.manifest)), repr(error),
-                        "convert again with --force") from error
 
 
 def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding, ...]:
@@ -371,42 +251,32 @@ def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding
 def verify_changes(plan: Plan, run: RunDir, progress: Progress = no_progress) -> None:
     """Is every planned change in the output? Read through the reading door. Raises MismatchError."""
     progress("check", 0, len(plan.changes))
-    with images(plan, run) as disks:
+    with folder.images(plan, run) as disks:
         editing.prove(plan.changes, plan.target, planning.view(disks, plan.drivers))
     progress("check", len(plan.changes), len(plan.changes))
 
 
-def verify(folder: str | Path, *, progress: Progress = no_progress, cancel: Cancel | None = None) -> Result:
-    """Check a folder's images: are the changes there, and is the content what was copied.
+def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Cancel | None = None) -> Result:
+    """Check a run's images: are the changes there, and is the content what was copied.
 
-    Raises MismatchError; a VM that has run since fails on content, and may pass on the changes.
+    output: what convert made, or an adapted image's IMAGE.p2v; that has no manifest, so the content is not
+    checked, and the result says so. Raises MismatchError; a VM that has run since fails on content, and may
+    pass on the changes.
     """
-    run = RunDir.of_output(folder)
-    plan = load_plan(folder)
+    run = RunDir.of_output(output)
+    plan = folder.load_plan(output)
     if run.state().get("undone"):
         raise MismatchError("the changes of this run were undone", Where(item=str(run.folder)),
                             "p2v undo has put the guest back as it was on the server",
                             "convert or adapt it again, then verify")
     verify_changes(plan, run, progress)
-    reports = load_reports(run)
-    with images(plan, run) as disks:
+    if not run.manifest.exists() and folder.is_in_place(plan):
+        said = Finding("the changes are there; the content was not checked", Where(item=str(run.folder)),
+                       "an image that was adapted has no manifest of a copy to compare with",
+                       "nothing, if the image was sound before")
+        return Result(str(run.folder), _files(run, plan), len(plan.changes), {}, (said,))
+    reports = folder.load_reports(run)
+    with folder.images(plan, run) as disks:
         for disk in plan.disks:
             verify_copy(disks[disk.id], reports[disk.id], progress=progress, cancel=cancel)
     return _result(run, plan, reports)
-
-
-@contextlib.contextmanager
-def images(plan: Plan, run: RunDir) -> Iterator[dict[str, Source]]:
-    """A run's images as sources, through each format's independent reader."""
-    with contextlib.ExitStack() as stack:
-        disks = {}
-        for disk in plan.disks:
-            path = run.folder / disk.image
-            if not path.exists():
-                raise PlanError(f"{disk.image} is not there", Where(item=str(path)),
-                                "the conversion has not finished, or the image was moved",
-                                f"run p2v convert {run.folder}")
-            disks[disk.id] = source = FORMATS[disk.format].read(str(path))
-            stack.callback(source.close)
-        yield disks
-

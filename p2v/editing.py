@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from p2v import changes as changing
 from p2v import planning
-from p2v.errors import GuestError, MismatchError, Severity, Where
+from p2v.errors import GuestError, MismatchError, ReadError, Severity, Where
 from p2v.model import (
     BytesChange,
     Change,
     FileChange,
+    FilesystemState,
     Progress,
     Range,
     Recovery,
@@ -22,6 +24,7 @@ from p2v.model import (
     State,
     Volume,
     no_progress,
+    read,
 )
 from p2v.rundir import RunDir
 from p2v.source.nbd import allocated
@@ -31,6 +34,8 @@ from p2v.target import target_named
 
 if TYPE_CHECKING:
     from p2v.guest.guestfs import Appliance
+
+PIECE = 1 << 20  # bytes read at once
 
 
 def touched_disks(changes: Sequence[Change], seen: planning.View) -> list[str]:
@@ -64,16 +69,18 @@ def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress
     overlays = {disk: run.overlay(disk) for disk in seen.disks if disk in members}
     sources = {disk: planning.fingerprint(disk, seen) for disk in overlays}
     known = run.state().get("recovered")
-    if known is None or known != {"overlays": digests(overlays), "sources": sources}:
+    if known is None or known != {"overlays": digests(overlays, seen), "sources": sources}:
         run.make()
         run.save_state(recovered=None, overlays=None)
+        for path in overlays.values():  # half an edit must never be taken for a replayed journal
+            path.unlink(missing_ok=True)
         volumes = {volume.name: volume for volume in seen.layout.volumes}
         with _appliance(seen, overlays, volumes) as door:
             for index, name in enumerate(unclean):
                 progress("replay journals", index, len(unclean))
                 door.recover_journal(name)
             progress("replay journals", len(unclean), len(unclean))
-        run.save_state(recovered={"overlays": digests(overlays), "sources": sources})
+        run.save_state(recovered={"overlays": digests(overlays, seen), "sources": sources})
     with overlaid(seen, overlays) as disks:
         yield replace(planning.view(disks, seen.drivers), filesystems=seen.filesystems)
 
@@ -94,7 +101,7 @@ def make_overlays(
     with recovered(seen, run, progress) as ready:  # a guest that has drifted must not cost an appliance start
         guest = ready.known_guest
         todo, hives, volumes = changing.pending(changes, guest), guest.facts.hives, guest.volumes
-    if not run.state().get("recovered"):
+    if not planning.unclean_volumes(seen):
         for path in overlays.values():
             path.unlink(missing_ok=True)
     progress("edit", 0, len(changes))
@@ -144,11 +151,30 @@ def within_edits(failed: Mapping[str, Sequence[Range]], overlays: Mapping[str, P
     return hit
 
 
-def digests(overlays: Mapping[str, Path]) -> dict[str, str] | None:
-    """Of each overlay's file, None when one is missing: the overlay that a run knows is reused."""
+def digests(overlays: Mapping[str, Path], seen: planning.View) -> dict[str, str] | None:
+    """What tells that overlays may be used further; None when one is missing.
+
+    Of each, the digests of its file and of the source's bytes under its edits: an overlay over a source that
+    has moved would mix two states of the guest.
+    """
     if not all(path.exists() for path in overlays.values()):
         return None
-    return {disk: digest(path) for disk, path in overlays.items()}
+    found = {}
+    for disk, path in overlays.items():
+        under = hashlib.sha256()
+        for edit in allocated(str(path)):
+            for offset in range(edit.offset, edit.end, PIECE):
+                under.update(_bytes_under(seen.disks[disk], offset, min(PIECE, edit.end - offset)))
+        found[disk] = f"{digest(path)} over {under.hexdigest()}"
+    return found
+
+
+def _bytes_under(source: Source, offset: int, length: int) -> bytes:
+    """The source's bytes; what cannot be read counts as its message."""
+    try:
+        return read(source, offset, length)
+    except ReadError as error:
+        return error.what.encode()
 
 
 @contextlib.contextmanager
@@ -160,6 +186,12 @@ def overlaid(seen: planning.View, overlays: Mapping[str, Path]) -> Iterator[Mapp
             disks[disk] = edited = overlaid_source(seen.disks[disk], path)
             stack.callback(edited.close)
         yield disks
+
+
+def _is_done(change: Change, seen: planning.View) -> bool:
+    if isinstance(change, Recovery) and not change.hive:
+        return seen.filesystems[change.volume].state is not FilesystemState.UNCLEAN
+    return changing.state_of(change, seen.known_guest) is State.DONE
 
 
 def prove(
@@ -177,7 +209,7 @@ def prove(
 
     progress("prove", 0, len(changes))
     guest = seen.known_guest
-    missing = [change.place for change in changes if changing.state_of(change, guest) is not State.DONE]
+    missing = [change.place for change in changes if not _is_done(change, seen)]
     if missing:
         raise MismatchError(
             f"{len(missing)} of {len(changes)} changes are not there",

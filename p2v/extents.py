@@ -68,3 +68,18 @@ def check(extents: Sequence[Extent], size: int) -> None:
         at = extent.end
     if at != size:
         raise ValueError(f"extents end at {at}, the disk at {size}")
+
+
+def intersection(one: Sequence[Range], two: Sequence[Range]) -> list[Range]:
+    """What lies in both. Each is ascending."""
+    result = []
+    i = j = 0
+    while i < len(one) and j < len(two):
+        start, end = max(one[i].offset, two[j].offset), min(one[i].end, two[j].end)
+        if start < end:
+            result.append(Range(start, end - start))
+        if one[i].end <= two[j].end:
+            i += 1
+        else:
+            j += 1
+    return result

@@ -15,7 +15,7 @@ from pathlib import Path
 from p2v.copy import CopyReport
 from p2v.digests import digest_of
 from p2v.errors import DriftError, MismatchError, Where
-from p2v.model import Range, Source, read
+from p2v.model import SECTOR, Range, Source, read
 from p2v.ring import CHUNK
 from p2v.rundir import cannot_write, sync_folder
 from p2v.stage import opened_for_writing
@@ -98,7 +98,7 @@ def replay(path: Path, image: str, format: str) -> None:
     """
     with opened_for_writing(image, format) as disk:
         for offset, old, new in _entries(path):
-            if bytes(disk.pread(len(old), offset)) not in (old, new):
+            if not _is_mixture(bytes(disk.pread(len(old), offset)), old, new):
                 raise DriftError(
                     "the image has changed while it was being edited",
                     Where(image, offset, len(old)),
@@ -108,6 +108,11 @@ def replay(path: Path, image: str, format: str) -> None:
         for offset, _old, new in _entries(path):
             disk.pwrite(new, offset)
         disk.flush()
+
+
+def _is_mixture(now: bytes, old: bytes, new: bytes) -> bool:
+    """Is each sector from before or from after? A power cut may come in the middle of a piece."""
+    return all(now[at:at + SECTOR] in (old[at:at + SECTOR], new[at:at + SECTOR]) for at in range(0, len(now), SECTOR))
 
 
 def refresh(report: CopyReport, source: Source, written: Sequence[tuple[int, int]]) -> None:

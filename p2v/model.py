@@ -689,8 +689,9 @@ class Fixer(Protocol):
 class DiskPlan:
     """One source → one image.
 
-    id: "disk0" is the boot disk. path: what the user named. fingerprint: what must not have moved when
-    the plan is run. image: the file's name in the output folder.
+    id: "disk0" is the boot disk. path: what the user named, absolute; source_format: how it is read.
+    fingerprint: what must not have moved when the plan is run. image: the file's name in the output folder, or
+    the absolute path of an image that is edited in place.
     """
 
     id: str
@@ -700,6 +701,7 @@ class DiskPlan:
     fingerprint: str
     format: str
     image: str
+    source_format: str = "raw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -85,7 +86,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
         return Plan(
             target=document["target"],
             output=document["output"],
-            disks=tuple(DiskPlan(**disk) for disk in document["disks"]),
+            disks=tuple(_disk(disk) for disk in document["disks"]),
             volumes=tuple(_volume(volume) for volume in document["volumes"]),
             facts=_facts(document["facts"]),
             machine=_machine(document["machine"]),
@@ -129,6 +130,14 @@ def plain(thing: Any) -> Any:
     return thing
 
 
+def _disk(document: Json) -> DiskPlan:
+    disk = DiskPlan(**document)
+    if not re.fullmatch(r"disk\d{1,4}", disk.id) or not all(
+            isinstance(text, str) and text for text in (disk.path, disk.format, disk.image, disk.source_format)):
+        raise ValueError(f"no disk of a plan: {disk.id!r}")
+    return disk
+
+
 def _volume(document: Json) -> VolumeFacts:
     members = tuple(Member(**member) for member in document["members"])
     return VolumeFacts(**{**document, "members": members, "state": FilesystemState(document["state"])})
@@ -156,6 +165,8 @@ def _program(document: Json | None) -> PEFacts | None:
 def _machine(document: Json) -> Machine:
     disks = tuple(MachineDisk(**{**disk, "geometry": Geometry(**disk["geometry"])})
                   for disk in document["disks"])
+    if "/" in document["name"] or document["name"].startswith("."):
+        raise ValueError(f"no name of a VM: {document['name']!r}")
     return Machine(**{**document, "facts": _facts(document["facts"]), "disks": disks})
 
 

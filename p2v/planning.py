@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,14 @@ if TYPE_CHECKING:
     from p2v.guest.guest import ReadingGuest
     from p2v.volume import Layout
 
+HEAD = 1 << 20  # bytes of a FAT volume: its tables, which move with every file that is written
 JOURNAL_HEAD = 8192  # bytes: both restart pages
+WINDOWS_TYPES = frozenset(type | hidden for type in (0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E) for hidden in (0, 0x10))
+TRUSTED_TYPES: Mapping[str, frozenset[int]] = {  # free space is believed where the table says the same as the volume
+    **dict.fromkeys(("ntfs", "fat12", "fat16", "fat32"), WINDOWS_TYPES),
+    **{kind: frozenset({0x83}) for kind in ("ext2", "ext3", "ext4")},
+    "swap": frozenset({0x82}),
+}
 RESCUE_FIRST = (
     "copy the disk with GNU ddrescue first (ddrescue -d DISK rescued.img rescued.map), "
     "then run p2v adapt rescued.img"
@@ -157,7 +165,7 @@ def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
 
     try:
         layout = find_volumes(disks)
-        filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
+        filesystems = {volume.name: _trusted(volume, examine(volume.source)) for volume in layout.volumes}
         guest: ReadingGuest | None = None
         unknown: P2VError | None = None
         try:
@@ -168,6 +176,14 @@ def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
     except ReadError as error:
         raise ReadError(error.what, error.where, f"{error.why}; nothing can be planned without these bytes",
                         RESCUE_FIRST) from error
+
+
+def _trusted(volume: Volume, filesystem: Filesystem) -> Filesystem:
+    """Free space counts only where the table agrees: a stale filesystem may lie under a RAID member or LVM."""
+    type = volume.partition.type if volume.partition else None
+    if type is None or type in TRUSTED_TYPES.get(filesystem.kind, ()):
+        return filesystem
+    return dataclasses.replace(filesystem, free=(), droppable=())
 
 
 def in_bios_order(disks: Mapping[str, Source]) -> list[str]:
@@ -209,6 +225,7 @@ def plan(
     format: str | None = None,
     source_format: str | None = None,
     progress: Progress = no_progress,
+    holding: bool = False,
 ) -> Plan:
     """What a conversion of these disks would do, and why.
 
@@ -216,7 +233,8 @@ def plan(
     OUTPUT/run, because the plan must be made from what the journal leaves.
 
     target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
-    the guest lacks. format: of the images; the target's best by default. source_format: see open_source.
+    the guest lacks. format: of the images; the target's best by default.
+    source_format: see open_source. holding: the caller has locked the output's run already.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
     lacks a file, ReadError, LayoutError, PlanError.
     """
@@ -236,10 +254,13 @@ def plan(
         disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
         seen = view(disks, folders)
         refuse_hibernated(seen)
-        ready = stack.enter_context(recovered(seen, RunDir.of_output(output), progress))
+        run = RunDir.of_output(output)
+        if unclean_volumes(seen) and not holding:
+            stack.enter_context(run.locked())
+        ready = stack.enter_context(recovered(seen, run, progress))
         guest = ready.known_guest
-        wanted, findings = wishes(ready, chosen)
-        images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts))
+        wanted, findings = wishes(ready, chosen, journal_digests(seen))
+        images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts), source_format)
                   for id, source in disks.items()]
         return Plan(
             target=target,
@@ -265,12 +286,27 @@ def machine_disks(images: Sequence[DiskPlan], folder: str | Path) -> list[Machin
     ]
 
 
-def wishes(seen: View, target: Target) -> tuple[list[Change], list[Finding]]:
+def journal_digests(seen: View) -> dict[str, str]:
+    """SHA-256 of the journals that are not replayed, by volume, as the disks hold them."""
+    from p2v.filesystem import open_files
+
+    sources = {volume.name: volume.source for volume in seen.layout.volumes}
+    found = {}
+    for name in unclean_volumes(seen):
+        try:
+            journal = open_files(sources[name], seen.filesystems[name]).read("\\$LogFile")
+        except GuestError:
+            continue  # the volume is too damaged for this reader; ntfsrecover will say what it finds
+        found[name] = hashlib.sha256(journal).hexdigest()
+    return found
+
+
+def wishes(seen: View, target: Target, journals: Mapping[str, str]) -> tuple[list[Change], list[Finding]]:
     """What the recoveries and the fixers want changed, one change a place, and what they have to say."""
     from p2v.guest.fixers import FIXERS
 
     guest = seen.known_guest
-    wanted: list[Change] = [*recoveries(seen)]
+    wanted: list[Change] = [*recoveries(seen, journals)]
     findings: list[Finding] = []
     for fixer in FIXERS:
         for wish in _signed(fixer, guest, target):
@@ -294,18 +330,17 @@ def second_opinion(seen: View) -> Iterator[Finding]:
         yield from compare(disk, source, [one for one in seen.layout.partitions if one.disk == disk])
 
 
-def recoveries(seen: View) -> Iterator[Recovery]:
-    """Journals and hive logs that Windows left unreplayed, on what the plan will edit."""
-    from p2v.registry import regf
+def recoveries(seen: View, journals: Mapping[str, str]) -> Iterator[Recovery]:
+    """Journals and hive logs that Windows left unreplayed, on what the plan will edit.
 
+    journals: the digests of the source's journals, by volume.
+    """
     guest = seen.known_guest
     for name in unclean_volumes(seen):
-        yield Recovery("journal", name, "", "", "Windows was not shut down: its journal holds changes "
-                       "that the files do not show yet")
+        yield Recovery("journal", name, "", journals.get(name, ""), "Windows was not shut down: its journal holds "
+                       "changes that the files do not show yet")
     for name, place in guest.facts.hives.items():
-        files = guest.files(place.volume)
-        log = place.path + ".LOG"
-        found = regf.recover(files.read(place.path), files.read(log) if files.stat(log) else None, name)
+        found = guest.recovered(name)
         if found.replayed:
             yield Recovery("hive-log", place.volume, place.path, found.digest,
                            "the hive was not closed: its log holds the changes that it lacks", hive=name)
@@ -340,15 +375,15 @@ def volume_facts(volume: Volume, seen: View) -> VolumeFacts:
                        filesystem.state, volume.source.size - spared)
 
 
-def disk_plan(id: str, source: Source, seen: View, format: str) -> DiskPlan:
+def disk_plan(id: str, source: Source, seen: View, format: str, source_format: str | None) -> DiskPlan:
     """One source → one image. Raises Unsupported for a disk that the format cannot hold."""
     from p2v.formats import FORMATS
 
     if source.size > FORMATS[format].LIMIT:
         raise Unsupported(f"{format} holds at most {FORMATS[format].LIMIT} bytes", Where(source.name),
                           f"{id} has {source.size}", "choose another --format")
-    return DiskPlan(id, source.name, source.size, source.sector_size, fingerprint(id, seen), format,
-                    id + FORMATS[format].SUFFIX)
+    return DiskPlan(id, os.path.abspath(source.name), source.size, source.sector_size, fingerprint(id, seen),
+                    format, id + FORMATS[format].SUFFIX, source_format or format_by_name(source.name))
 
 
 def fingerprint(disk: str, seen: View) -> str:
@@ -364,12 +399,13 @@ def fingerprint(disk: str, seen: View) -> str:
             digest.update(read(source, partition.entry_offset // SECTOR * SECTOR, SECTOR))
     for volume in seen.layout.volumes:
         if volume.members[0].disk == disk:
-            digest.update(read(volume.source, 0, min(volume.source.size, 16 * SECTOR)))
+            head = HEAD if seen.filesystems[volume.name].kind.startswith("fat") else 16 * SECTOR
+            digest.update(read(volume.source, 0, min(volume.source.size, head)))
             digest.update(_journal_head(volume, seen.filesystems[volume.name]))
     if seen.guest:
-        for place in seen.guest.facts.hives.values():
+        for name, place in seen.guest.facts.hives.items():
             if seen.guest.volumes[place.volume].members[0].disk == disk:
-                digest.update(seen.guest.files(place.volume).read(place.path))
+                digest.update(seen.guest.hive_files(name)[0])
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2v.errors import Finding, Severity
@@ -59,6 +60,8 @@ def verdict(plan: Plan) -> str:
     errors = sum(finding.severity is Severity.ERROR for finding in plan.findings)
     if errors:
         return f"This plan cannot be run: {errors} finding(s) above stop it. Nothing has been written."
+    if all(Path(disk.image).is_absolute() for disk in plan.disks):
+        return f"{len(plan.changes)} change(s), to be made in the image(s) where they lie; p2v undo takes them back."
     return f"{len(plan.changes)} change(s) planned. The source has only been read, and will only be read."
 
 

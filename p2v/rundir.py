@@ -4,7 +4,7 @@
       disk0.qcow2  web01.xml  the images, in BIOS order, and the VM
       plan.json               what is changed and why
       manifest.json           what was copied
-      run/                    locked while in use: overlays, file contents by digest, state, the bytes before
+      run/                    locked while in use: overlays, file contents by digest, state, journal, log
 
 Whatever is saved here is written to a temporary name, fsynced, and renamed: a power cut leaves the old one.
 """
@@ -16,13 +16,18 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import p2v
 from p2v.errors import MismatchError, PlanError, Where, WriteError
+from p2v.model import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,31 @@ class RunDir:
                 ) from error
             yield
 
+    @contextlib.contextmanager
+    def logged(self, what: str, progress: Progress) -> Iterator[Progress]:
+        """progress, which also writes a line at each stage, and at an error, into run/log."""
+        last = ""
+
+        def told(stage: str, done: int, total: int) -> None:
+            nonlocal last
+            if stage != last:
+                last = stage
+                self.note(f"{what}: {stage}")
+            progress(stage, done, total)
+
+        self.note(f"{what}: begins, p2v {p2v.__version__}")
+        try:
+            yield told
+        except BaseException as error:
+            self.note(f"{what}: ended in {last or 'its beginning'}\n{''.join(traceback.format_exception(error))}")
+            raise
+        self.note(f"{what}: done")
+
+    def note(self, text: str) -> None:
+        """Append to run/log. A log that cannot be written is no reason to stop a run."""
+        with contextlib.suppress(OSError), open(self.run / "log", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+
     # state: small facts that outlive a power cut
 
     def state(self) -> dict[str, Any]:
@@ -99,6 +129,9 @@ class RunDir:
 
     def get(self, digest: str) -> bytes:
         """A kept content. Raises MismatchError when it is not what its digest says, PlanError when gone."""
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise PlanError("a file's content has no digest", Where(item=digest[:80]), "plan.json is damaged",
+                            "make a new plan")
         path = self.run / "contents" / digest
         try:
             data = path.read_bytes()

@@ -88,7 +88,7 @@ def test_ctrl_c_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(p2v, "verify", stopped)
     code, _, err = run("verify", "x")
-    assert code == cli.INTERRUPTED and "run the same command again" in err
+    assert code == p2v.errors.Cancelled.exit_code and "run the same command again" in err
 
 
 def test_convert_wants_an_output_or_one_folder() -> None:

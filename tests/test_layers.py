@@ -25,8 +25,9 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("stage", ("p2v.stage",)),
     ("target", ("p2v.target",)),
 )
-SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.adaptation", "p2v.inplace", "p2v.cli",
-            "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing", "p2v.keeping", "p2v.imaging", "p2v.outlets")
+SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.folder", "p2v.adaptation",
+            "p2v.inplace", "p2v.cli", "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing",
+            "p2v.keeping", "p2v.imaging", "p2v.outlets")
 
 
 def module_name(path: Path) -> str:

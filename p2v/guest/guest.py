@@ -69,21 +69,24 @@ class ReadingGuest:
         Raises GuestError where there is none or it is damaged.
         """
         if name not in self._recovered:
-            place = self._places.get(name)
-            if place is None:
-                raise GuestError(f"this guest has no hive {name}", Where(item=name), "it is not looked for",
-                                 "report this: a fixer asked for it")
-            files = self.files(place.volume)
-            stat = files.stat(place.path)
-            if stat is None or stat.is_folder or stat.size > HIVE_LIMIT:
-                raise GuestError(
-                    f"the registry hive {name} is missing or no hive", Where(place.volume, item=place.path),
-                    "Windows keeps its configuration there and does not start without",
-                    "restore the file from a backup or system32\\config\\repair, then try again")
-            log = place.path + ".LOG"
-            data = files.read(log) if files.stat(log) else None
-            self._recovered[name] = recover(files.read(place.path), data, name)
+            data, log = self.hive_files(name)
+            self._recovered[name] = recover(data, log, name)
         return self._recovered[name]
+
+    def hive_files(self, name: str) -> tuple[bytes, bytes | None]:
+        """A hive and its log as they lie on the disk. Raises GuestError where there is none, or it is too large."""
+        place = self._places.get(name)
+        if place is None:
+            raise GuestError(f"this guest has no hive {name}", Where(item=name), "it is not looked for",
+                             "report this: a fixer asked for it")
+        files = self.files(place.volume)
+        stat, log = files.stat(place.path), files.stat(place.path + ".LOG")
+        if stat is None or stat.is_folder or max(stat.size, log.size if log else 0) > HIVE_LIMIT:
+            raise GuestError(
+                f"the registry hive {name} is missing or no hive", Where(place.volume, item=place.path),
+                "Windows keeps its configuration there and does not start without",
+                "restore the file from a backup or system32\\config\\repair, then try again")
+        return files.read(place.path), files.read(place.path + ".LOG") if log and not log.is_folder else None
 
     def hive(self, name: str) -> HiveTree:
         """A hive, its log replayed where it was dirty. Raises GuestError where there is none."""

@@ -15,8 +15,9 @@ import p2v
 from fixtures import hives
 from fixtures.servers import Server, build_two_disk, build_x64
 from p2v import changes as changing
-from p2v import conversion, planning
+from p2v import planning
 from p2v.errors import Severity
+from p2v.folder import images
 from p2v.guest.closure import boot_closure
 from p2v.model import FilesystemState, Plan, Range, Recovery, State
 from p2v.registry import regf
@@ -45,7 +46,7 @@ def check(plan: Plan, folder: Path) -> None:
         if source.guest:
             found = boot_closure(source.guest, target_named("kvm"))
             assert any(finding.severity is Severity.ERROR for finding in found)
-    with conversion.images(plan, RunDir.of_output(folder)) as disks:
+    with images(plan, RunDir.of_output(folder)) as disks:
         guest = planning.view(disks, plan.drivers).known_guest
         assert {changing.state_of(change, guest) for change in plan.changes} == {State.DONE}
         found = boot_closure(guest, target_named("kvm"))
@@ -61,7 +62,7 @@ def test_nt4_on_fat16(nt4_fat_server: Server, tmp_path: Path) -> None:
     assert image.stat().st_size == nt4_fat_server.disks[0].stat().st_size
     volume = walk.extract(image, "raw", nt4_fat_server.volumes[0], tmp_path / "volume")
     subprocess.run(["fsck.fat", "-n", volume], check=True, capture_output=True)
-    with conversion.images(plan, RunDir.of_output(tmp_path / "nt4")) as disks:
+    with images(plan, RunDir.of_output(tmp_path / "nt4")) as disks:
         files = planning.view(disks).known_guest.files("disk0p1")
         system, alternate = files.read(f"\\WINNT{HIVE}"), files.read(f"\\WINNT{HIVE}.ALT")
         assert not [f for f in regf.check(system, "SYSTEM") if f.severity is Severity.ERROR]
@@ -104,7 +105,7 @@ def test_two_disks_after_a_crash(tmp_path: Path) -> None:
     system = next(volume for volume in plan.volumes if volume.name == "disk0p1")
     assert system.used == system.members[0].length, "nothing is skipped on an unclean volume"
     check(plan, tmp_path / "two")
-    with planning.opened(server.disks) as sources, conversion.images(plan, RunDir.of_output(tmp_path / "two")) as out:
+    with planning.opened(server.disks) as sources, images(plan, RunDir.of_output(tmp_path / "two")) as out:
         before, after = planning.view(sources), planning.view(out)
         assert after.filesystems["disk0p1"].state is FilesystemState.CLEAN
         assert after.guest is not None and not after.guest.recovered("SYSTEM").replayed

@@ -22,8 +22,10 @@ from fixtures import boot
 from fixtures.qemu import READ_ERROR, boot_text
 from fixtures.servers import Server, build_xp
 from p2v import changes as changing
-from p2v import conversion, planning
+from p2v import planning
+from p2v.copy import verify_copy
 from p2v.errors import MismatchError, PlanError, Severity
+from p2v.folder import images, load_reports
 from p2v.guest.closure import boot_closure
 from p2v.model import FileChange, KeyChange, Plan, State, ValueChange
 from p2v.rundir import RunDir
@@ -61,7 +63,7 @@ class Run:
 
     @contextlib.contextmanager
     def output(self) -> Iterator[planning.View]:
-        with conversion.images(self.plan, RunDir.of_output(self.folder)) as disks:
+        with images(self.plan, RunDir.of_output(self.folder)) as disks:
             yield planning.view(disks)
 
     @contextlib.contextmanager
@@ -193,6 +195,6 @@ def test_undo_brings_the_guest_back(run: Run) -> None:
     assert p2v.undo(run.folder).done_before
     with pytest.raises(MismatchError, match="were undone"):
         p2v.verify(run.folder)
-    reports = conversion.load_reports(RunDir.of_output(run.folder))
+    reports = load_reports(RunDir.of_output(run.folder))
     with run.output() as seen:
-        conversion.verify_copy(seen.disks["disk0"], reports["disk0"])  # the manifest was kept in step
+        verify_copy(seen.disks["disk0"], reports["disk0"])  # the manifest was kept in step

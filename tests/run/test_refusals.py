@@ -13,7 +13,7 @@ import pytest
 import p2v
 from fixtures import disks
 from fixtures.servers import Server, build_nt4_fat16, build_xp
-from p2v import conversion, editing, planning
+from p2v import editing, folder, planning
 from p2v.errors import (
     Cancelled,
     DriftError,
@@ -276,7 +276,7 @@ def test_a_damaged_plan_or_content_is_found_out(xp_plan: Plan, out: Path) -> Non
 
     run = RunDir.of_output(out)
     run.make()
-    conversion.save_plan(replace(xp_plan, output=str(out)), run)
+    folder.save_plan(replace(xp_plan, output=str(out)), run)
     assert p2v.load_plan(out).changes == xp_plan.changes
     document = json.loads(run.plan.read_text())
     run.plan.write_text(json.dumps(document | {"format_version": 99}))
@@ -304,7 +304,7 @@ class TestOneFolderManyPlans:
         assert p2v.convert(first).done_before
         second = replace(first, drivers=("/drivers",))
         with RunDir.of_output(out).locked(), pytest.raises(PlanError, match="in use"):
-            conversion.claim(second, RunDir.of_output(out))
+            folder.claim(second, RunDir.of_output(out))
         assert p2v.load_plan(out) == p2v.load_plan(out) and p2v.load_plan(out).drivers == ()
 
     def test_an_overlay_of_another_plan_is_not_used(self, xp_server: Server, out: Path) -> None:
@@ -313,12 +313,12 @@ class TestOneFolderManyPlans:
         run = RunDir.of_output(out)
         first = p2v.plan(xp_server.disks, output=out)
         with run.locked():
-            conversion.claim(first, run)
+            folder.claim(first, run)
             run.overlay("disk0").write_bytes(b"edits of the first plan")
             run.save_state(overlays={"disk0": "ab"})
-            conversion.claim(first, run)
+            folder.claim(first, run)
             assert run.overlay("disk0").exists(), "the same plan goes on with what it has"
-            conversion.claim(replace(first, changes=first.changes[:-1]), run)
+            folder.claim(replace(first, changes=first.changes[:-1]), run)
         assert not run.overlay("disk0").exists() and "overlays" not in run.state()
 
     def test_a_moved_folder_is_the_same_run(
