@@ -34,8 +34,7 @@ class PartFile:
         self._fd = -1
         self._eager = self._low = self._high = 0
         for there in (self.path, self.part) if new else (self.path,):
-            if os.path.lexists(there):
-                raise _exists(there)
+            refuse_existing(there)
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if new else 0)
         try:
             self._fd = os.open(self.part, flags, 0o666)
@@ -119,8 +118,7 @@ class PartFile:
     def publish(self) -> None:
         """The file is whole: sync it, then OUT.part becomes OUT, and stays so after a power cut."""
         self.sync()
-        if os.path.lexists(self.path):
-            raise _exists(self.path)
+        self.refuse_published()
         try:
             os.rename(self.part, self.path)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -131,6 +129,10 @@ class PartFile:
         except OSError as error:
             raise self._failed(error, "rename") from error
         self.close()
+
+    def refuse_published(self) -> None:
+        """Raises PlanError where OUT has come to be meanwhile: ask before OUT's other files are renamed."""
+        refuse_existing(self.path)
 
     def discard(self) -> None:
         """Close and remove OUT.part. Does nothing once published or discarded."""
@@ -157,6 +159,22 @@ class PartFile:
             "the image is not complete",
             _NEXT.get(error.errno or 0, "check the medium of the output folder (dmesg), or write to another"),
         )
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises PlanError where there is something."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
+def withdraw(path: str, extent: str) -> None:
+    """EXTENT becomes EXTENT.part again where finish() was interrupted before OUT.part was renamed, too."""
+    if os.path.exists(path + ".part") and os.path.exists(extent) and not os.path.lexists(extent + ".part"):
+        try:
+            os.rename(extent, extent + ".part")
+        except OSError as error:
+            raise WriteError(f"cannot rename {extent}: {error.strerror}", Where(extent),
+                             "the image is not complete", _NEXT.get(error.errno or 0, "see to its folder")) from error
 
 
 def _exists(path: Path) -> PlanError:

@@ -90,6 +90,8 @@ def read(path: str) -> Source:
 class Writer:
     """version: 2 or 3. used: clusters of the file taken so far. tables: L2 index → its table's place."""
 
+    compression = 0  # of clusters that are compressed: 0 deflate, 1 zstd; what is not 0 must be said
+
     def __init__(
         self, part: PartFile, size: int, version: int, used: int = 1, tables: dict[int, int] | None = None
     ) -> None:
@@ -240,7 +242,7 @@ class Writer:
         return place, size
 
     def _write_refcounts(self) -> tuple[int, int]:
-        """Every cluster of the file is used once, the refcounts' own too.
+        """Every cluster of the file is counted, the refcounts' own too.
 
         Returns the place of the refcount table and its clusters.
         """
@@ -254,17 +256,23 @@ class Writer:
         table = self._take(tables)
         for number in range(blocks):
             ones = min(per_block, total - number * per_block)
-            self._part.write(place + number * CLUSTER, b"\0\1" * ones + bytes(CLUSTER - 2 * ones))
+            counts = self._counts(number * per_block, ones)
+            self._part.write(place + number * CLUSTER, counts + bytes(CLUSTER - len(counts)))
         entries = _big_endian(array("Q", range(place, table, CLUSTER)))
         self._part.write(table, entries + bytes(tables * CLUSTER - len(entries)))
         return table, tables
+
+    def _counts(self, _first: int, clusters: int) -> bytes:
+        """Refcounts of as many clusters of the file, 16 bits each: every cluster holds one thing."""
+        return b"\0\1" * clusters
 
     def _header(self, l1: int, l1_size: int, table: int, table_clusters: int) -> bytes:
         size = -(-self._size // 512) * 512
         header = _HEADER.pack(MAGIC, self._version, 0, 0, CLUSTER.bit_length() - 1, size, 0, l1_size, l1,
                               table, table_clusters, 0, 0)
         if self._version >= 3:
-            header += _HEADER3.pack(0, 0, 0, 4, _HEADER.size + _HEADER3.size)
+            more = bytes([self.compression]) + bytes(7) if self.compression else b""
+            header += _HEADER3.pack(8 if more else 0, 0, 0, 4, _HEADER.size + _HEADER3.size + len(more)) + more
         return header + bytes(CLUSTER - len(header))
 
     def _inside(self, offset: int, length: int) -> None:
