@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,31 @@ def absent(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"in CI this must be there: {reason}")
     pytest.skip(reason)
+
+
+APPLIANCE_STARTS = 8  # in the whole run: each costs ten seconds without KVM
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_appliance_starts() -> Iterator[None]:
+    """Fails the run when it has started the libguestfs appliance more often than agreed."""
+    try:
+        import guestfs
+    except ImportError:
+        yield
+        return
+    starts: list[object] = []
+    launch = guestfs.GuestFS.launch
+
+    def counted(handle: object) -> object:
+        result = launch(handle)
+        starts.append(handle.__class__)  # a launch that fails, because there is no KVM, costs nothing
+        return result
+
+    guestfs.GuestFS.launch = counted
+    yield
+    guestfs.GuestFS.launch = launch
+    assert len(starts) <= APPLIANCE_STARTS, f"the tests started the appliance {len(starts)} times"
 
 
 @pytest.fixture(scope="session")

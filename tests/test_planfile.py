@@ -89,6 +89,9 @@ def test_any_plan_can_be_rendered(changes: list[object]) -> None:
 
 @pytest.mark.parametrize("damage", [
     {"format_version": 2}, {"disks": [{}]}, {"changes": [{"kind": "nonsense"}]}, {"facts": None}, {"volumes": 7},
+    {"machine": {"name": "../evil", "facts": None, "disks": []}},
+    {"disks": [{"id": "../../x", "path": "a", "size": 1, "sector_size": 512, "fingerprint": "", "format": "raw",
+                "image": "a"}]},
     {"changes": [{"kind": "bytes", "disk": "disk0", "offset": 0, "before": "zz", "after": "", "why": ""}]},
 ])
 def test_a_damaged_document_is_a_plan_error(damage: dict[str, object]) -> None:

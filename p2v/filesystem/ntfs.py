@@ -85,7 +85,7 @@ def _state(mft: Mft, version: str, flags: int) -> tuple[FilesystemState, list[Fi
         return FilesystemState.UNCLEAN, [Finding(
             "the volume's journal is not replayed", Where(name, item="$LogFile"),
             "Windows was not shut down, or the copy was made while it ran; free space is copied too",
-            "nothing: it is replayed first, as a step of the plan", Severity.WARNING)]
+            "nothing: p2v replays it where it edits the volume, Windows everywhere else", Severity.WARNING)]
     if log is Log.DAMAGED:
         return FilesystemState.UNKNOWN, [Finding(
             "the volume's journal is damaged", Where(name, item="$LogFile"),

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
 from p2v.guest import bootini
-from p2v.guest.pe import read_program
+from p2v.guest.pe import LIMIT, read_program
 from p2v.model import (
     Family,
     GuestFacts,
@@ -31,6 +31,8 @@ SOFTWARE_HIVE = "\\system32\\config\\SOFTWARE"
 VERSION_KEY = "Microsoft\\Windows NT\\CurrentVersion"
 KNOWN = {(4, 0): 1381, (5, 0): 2195, (5, 1): 2600, (5, 2): 3790}  # version → build of its release
 _ROOT_LIMIT = 4096  # names looked at in a volume's root
+
+BOOT_INI_LIMIT = 64 << 10  # bytes; a boot.ini of ten systems has two thousand
 
 
 class Disks(Protocol):
@@ -81,10 +83,21 @@ def find_system(guest: Disks) -> System:
     if ini_name is None:
         found = _without_ini(system_volume, trees)
     else:
-        found = _from_ini(guest, readable, system_volume, bootini.parse(files.read("\\" + ini_name)), trees)
+        ini = bootini.parse(_boot_ini(files, system_volume, ini_name))
+        found = _from_ini(guest, readable, system_volume, ini, trees)
     others = [tree for tree in trees
               if (tree[0], tree[1].lower()) != (found.boot_volume, found.root.lower())]
     return replace(found, findings=(*findings, *found.findings, *_others(found, others)))
+
+
+def _boot_ini(files: GuestFiles, volume: str, name: str) -> bytes:
+    """The text. Raises GuestError for one that no NTLDR would take."""
+    stat = files.stat("\\" + name)
+    if stat is None or stat.is_folder or stat.size > BOOT_INI_LIMIT:
+        raise GuestError("boot.ini is no text file of its size", Where(volume, item="\\" + name),
+                         f"it may have {BOOT_INI_LIMIT} bytes at the most; the boot loader reads its system from it",
+                         "restore it from a backup on the server, then try again")
+    return files.read("\\" + name)
 
 
 def _readable(guest: Disks) -> tuple[dict[str, GuestFiles], list[Finding]]:
@@ -302,13 +315,14 @@ def number(tree: HiveTree, key: str, name: str) -> int | None:
 def _program(files: GuestFiles, found: System, name: str) -> PEFacts:
     path = f"{found.root}\\system32\\{name}"
     stat = files.stat(path)
-    if stat is None or stat.is_folder:
-        raise GuestError(f"{name} is missing", Where(found.boot_volume, item=path),
+    if stat is None or stat.is_folder or stat.size > LIMIT:
+        raise GuestError(f"{name} is missing or no program", Where(found.boot_volume, item=path),
                          "Windows cannot start without it", "check that this is the whole system volume")
     facts = read_program(files.read(path), path).facts
     if facts.machine not in ("x86", "x64"):
         raise Unsupported(f"{name} is a program for another processor", Where(found.boot_volume, item=path),
-                          f"machine type {facts.machine}; a VM here has an x86 or x64 processor")
+                          f"machine type {facts.machine}; a VM here has an x86 or x64 processor",
+                          "image the disks only; this system needs another kind of machine")
     return facts
 
 

@@ -21,12 +21,12 @@ def compare(disk: str, source: Source, partitions: Sequence[Partition]) -> tuple
     """Where libparted sees other partitions than these, by start and length; types do not matter.
 
     disk: its id in the plan. partitions: of that disk, as find_volumes() gave them. Nothing is compared on
-    a disk without a table or with a GPT. Raises MissingTool, ReadError.
+    a disk without a table or with a GPT, or with sectors of 4096 bytes. Raises MissingTool, ReadError.
     """
     ours = {(p.offset, p.length) for p in partitions if not (p.logical and p.type in CONTAINERS)}
-    if not ours or any(p.type == GPT_PROTECTIVE for p in partitions):
+    if not ours or source.sector_size != SECTOR or any(p.type == GPT_PROTECTIVE for p in partitions):
         return ()
-    theirs, trouble = _seen_by_libparted(source, {p.entry_offset // SECTOR * SECTOR for p in partitions})
+    theirs, trouble = _seen_by_libparted(source, {p.entry_offset // SECTOR * SECTOR for p in partitions}, ours)
     if trouble:
         return (_finding(disk, source, "libparted does not accept the partition table", trouble),)
     return tuple(
@@ -36,12 +36,17 @@ def compare(disk: str, source: Source, partitions: Sequence[Partition]) -> tuple
         for offset, length in sorted(places))
 
 
-def _seen_by_libparted(source: Source, tables: set[int]) -> tuple[set[tuple[int, int]], str]:
-    """((offset, length) of all partitions, or why there are none)."""
+def _seen_by_libparted(
+    source: Source, tables: set[int], places: set[tuple[int, int]]
+) -> tuple[set[tuple[int, int]], str]:
+    """((offset, length) of all partitions, or why there are none). places: the answer where it cannot be asked."""
     parted = _binding()
     raised = parted._ped  # the C module below: its exceptions have no other name
     with tempfile.NamedTemporaryFile(prefix="p2v-table-") as copy:
-        copy.truncate(source.size)
+        try:
+            copy.truncate(source.size)
+        except OSError:  # larger than any file here may be: no second opinion is to be had
+            return places, ""
         for offset in sorted(tables):
             copy.seek(offset)
             copy.write(read(source, offset, SECTOR))

@@ -13,6 +13,7 @@ import pytest
 from p2v.filesystem import examine, open_files
 from p2v.model import Extent, FilesystemState, Range, read
 from p2v.testing import FaultySource, MemorySource
+from tests.conftest import absent
 
 MIB = 1 << 20
 SIZE = 20 * MIB
@@ -55,7 +56,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(kind.name)
     volume, content = folder / "volume.img", folder / "content"
     if shutil.which(kind.make[0]) is None:
-        pytest.skip(f"{kind.make[0]} is not installed")
+        absent(f"{kind.make[0]} is not installed")
     volume.write_bytes(bytes(2 * SIZE if kind.name == "fat32" else SIZE))
     subprocess.run([*kind.make, str(volume)], check=True, capture_output=True)
     for name, data in CONTENT.items():

@@ -83,6 +83,59 @@ def test_a_journal_for_another_image_writes_nothing(tmp_path: Path) -> None:
     assert image.read_bytes() == after
 
 
+@pytest.mark.parametrize("written", [512, 4096, 33 * 512, 65536 - 512, 65536, 65536 + 512, 2 * 65536 - 512])
+def test_a_power_cut_inside_a_piece_is_finished(tmp_path: Path, written: int) -> None:
+    """The medium keeps sectors: any prefix of them may have been written when the power goes."""
+    from p2v.model import Range
+    from p2v.testing import MemorySource
+
+    before, after = b"o" * (2 * 65536), b"n" * (2 * 65536)
+    journal, image = tmp_path / "journal", tmp_path / "image.raw"
+    inplace.write_journal(journal, MemorySource(before, "a"), MemorySource(after, "b"), [Range(0, len(before))])
+    image.write_bytes(after[:written] + before[written:])
+    inplace.replay(journal, str(image), "raw")
+    assert image.read_bytes() == after
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"",
+                                    lambda data: data[:100] + b"?" + data[101:]])
+def test_a_damaged_journal_is_not_replayed(tmp_path: Path, damage) -> None:
+    from p2v.errors import MismatchError
+    from p2v.model import Range
+    from p2v.testing import MemorySource
+
+    journal, image = tmp_path / "journal", tmp_path / "image.raw"
+    inplace.write_journal(journal, MemorySource(bytes(4096), "a"), MemorySource(b"x" * 4096, "b"), [Range(0, 4096)])
+    journal.write_bytes(damage(journal.read_bytes()))
+    image.write_bytes(bytes(4096))
+    with pytest.raises(MismatchError, match="damaged"):
+        inplace.replay(journal, str(image), "raw")
+    assert image.read_bytes() == bytes(4096)
+
+
+def test_foreign_state_cannot_name_a_file_to_write(tmp_path: Path) -> None:
+    """A run's folder from a stranger: its state, its plan and its journal may say anything."""
+    import json
+
+    from p2v.errors import PlanError
+    from p2v.planfile import to_json
+    from tests.test_planfile import a_plan
+
+    victim = tmp_path / "elsewhere" / "victim"
+    victim.parent.mkdir()
+    victim.write_bytes(b"precious")
+    folder = tmp_path / "deep" / "run.p2v"
+    (folder / "run").mkdir(parents=True)
+    plan = to_json(a_plan([]))
+    plan["disks"][0]["image"] = str(victim)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for state in ({"writing": ["disk0"]}, {"writing": ["../disk0"]}, {"writing": ["disk7"]}):
+        (folder / "run" / "state.json").write_text(json.dumps(state))
+        with pytest.raises(PlanError):
+            p2v.undo(folder)
+    assert victim.read_bytes() == b"precious"
+
+
 def test_a_missing_driver_leaves_the_image_alone(corpus: Path, tmp_path: Path) -> None:
     server = build_nt4_ntfs(tmp_path / "server", corpus)
     before = server.disks[0].read_bytes()

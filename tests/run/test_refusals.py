@@ -215,20 +215,52 @@ class TestWithoutEdits:
         plan = p2v.plan(xp_server.disks, output=out)
         return replace(plan, changes=())
 
-    def test_cancel_leaves_nothing_and_the_next_run_finishes(self, ready: Plan, out: Path) -> None:
+    def test_a_stopped_copy_goes_on_and_ends_with_the_same_image(self, ready: Plan, out: Path) -> None:
         import threading
 
-        cancel = threading.Event()
+        p2v.convert(ready)
+        whole, said = (out / "disk0.qcow2").read_bytes(), json.loads((out / "manifest.json").read_text())
+        shutil.rmtree(out)
+        cancel, begun = threading.Event(), []
 
         def stop(stage: str, done: int, total: int) -> None:
             if stage.startswith("copy"):
-                cancel.set()
+                begun.append(done)
+                if done:
+                    cancel.set()
 
         with pytest.raises(Cancelled):
             p2v.convert(ready, progress=stop, cancel=cancel)
-        assert sorted(path.name for path in out.iterdir()) == ["plan.json", "run"]
-        result = p2v.convert(p2v.load_plan(out))
-        assert not result.done_before
+        assert sorted(path.name for path in out.iterdir()) == ["disk0.qcow2.part", "plan.json", "run"]
+        stopped = json.loads((out / "run" / "disk0.copy").read_text())["at"]
+        assert 0 < stopped < ready.disks[0].size
+        begun.clear()
+        result = p2v.convert(p2v.load_plan(out), progress=stop)
+        assert not result.done_before and begun[0] == stopped, "it goes on where it was"
+        assert not (out / "run" / "disk0.copy").exists()
+        p2v.verify(out)
+        assert (out / "disk0.qcow2").read_bytes() == whole
+        again = json.loads((out / "manifest.json").read_text())
+        for document in (said, again):
+            del document["finished"], document["disks"][0]["copy"]["seconds"]
+        assert said == again
+
+    @pytest.mark.parametrize("spoil", ["tie", "state", "digests", "record"])
+    def test_a_copy_of_something_else_is_not_gone_on_with(self, spoil: str, ready: Plan, out: Path) -> None:
+        import threading
+
+        cancel = threading.Event()
+        with pytest.raises(Cancelled):
+            p2v.convert(ready, progress=lambda stage, done, total: cancel.set() if done else None, cancel=cancel)
+        record = out / "run" / "disk0.copy"
+        facts = json.loads(record.read_text())
+        if spoil == "digests":
+            (out / "run" / "disk0.digests").write_bytes(b"\0" * (out / "run" / "disk0.digests").stat().st_size)
+        else:
+            record.write_text(json.dumps(facts | {spoil: "AAAA"}) if spoil != "record" else "{")
+        begun: list[int] = []
+        p2v.convert(ready, progress=lambda stage, done, total: begun.append(done) if "copy" in stage else None)
+        assert begun[0] == 0
         p2v.verify(out)
 
     def test_a_disk_that_fills_up_leaves_nothing(
@@ -341,3 +373,175 @@ class TestOneFolderManyPlans:
         with pytest.raises(PlanError, match="does not lie in its output folder"):
             p2v.convert(evil)
         assert not out.exists()
+
+
+class TestWhatIsUnderAnOverlay:
+    """An overlay is used further only over the very bytes that it was made on. The appliance is played here."""
+
+    @pytest.fixture
+    def appliance(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Records what the writing door is asked for; writes nothing."""
+        import contextlib
+
+        asked: list[str] = []
+
+        class Door:
+            backend = "played"
+
+            def recover_journal(self, volume: str) -> str:
+                asked.append(f"recover {volume}")
+                return ""
+
+        @contextlib.contextmanager
+        def played(seen: object, overlays: dict[str, Path], volumes: object, raw: object = ()):
+            for path in overlays.values():
+                asked.append("new overlay" if not path.exists() else "old overlay")
+                with open(path, "ab"):
+                    pass
+            yield Door()
+
+        from p2v import changes as changing
+
+        monkeypatch.setattr(editing, "_appliance", played)
+        monkeypatch.setattr(editing, "allocated", lambda path: (Range(0, 4096),))
+        monkeypatch.setattr(editing, "overlaid_source", lambda source, path: source)
+        monkeypatch.setattr(editing, "prove", lambda *words: None)
+        monkeypatch.setattr(changing, "perform", lambda *words: asked.append("edit"))
+        return asked
+
+    def test_a_source_that_moves_under_the_edits_has_them_made_anew(
+        self, tmp_path: Path, out: Path, appliance: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from p2v import conversion as running
+
+        server = build_xp(tmp_path / "server")
+        plan = p2v.plan(server.disks, output=out)
+        monkeypatch.setattr(running, "_copy_all", lambda *words: 1 / 0)
+        for expected in (["new overlay", "edit"], []):
+            with pytest.raises(ZeroDivisionError):
+                p2v.convert(plan)
+            assert appliance == expected, "the second run goes on with the overlay of the first"
+            appliance.clear()
+        with open(server.disks[0], "r+b") as disk:
+            disk.seek(2048)  # in the gap after the table: no fingerprint looks here, and an edit lies over it
+            disk.write(b"moved")
+        with pytest.raises(ZeroDivisionError):
+            p2v.convert(plan)
+        assert appliance == ["new overlay", "edit"]
+
+    def test_half_an_edit_is_never_taken_for_a_replayed_journal(
+        self, tmp_path: Path, out: Path, appliance: list[str]
+    ) -> None:
+        server = build_xp(tmp_path / "server", unclean_volume=True)
+        plan = p2v.plan(server.disks, output=out)
+        assert appliance == ["new overlay", "recover disk0p1"]
+        appliance.clear()
+        overlay = RunDir.of_output(out).overlay("disk0")
+        overlay.write_bytes(b"half an edit")
+        p2v.plan(server.disks, output=out)
+        assert appliance == ["new overlay", "recover disk0p1"], "it was made anew, not edited further"
+        assert plan.changes
+
+    def test_a_journal_that_was_replayed_for_an_older_plan_is_forgotten(
+        self, tmp_path: Path, out: Path, appliance: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server was started once more and shut down cleanly, as the finding advises."""
+        from p2v import conversion as running
+
+        p2v.plan(build_xp(tmp_path / "server", unclean_volume=True).disks, output=out)
+        clean = build_xp(tmp_path / "server2")
+        appliance.clear()
+        monkeypatch.setattr(running, "_copy_all", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            p2v.convert(p2v.plan(clean.disks, output=out))
+        assert appliance == ["new overlay", "edit"]
+
+
+class TestTheSourceIsSafe:
+    @pytest.fixture
+    def inside(self, xp_server: Server, out: Path) -> Path:
+        """The source lies in the output folder, under the very name of an image."""
+        out.mkdir()
+        source = out / "disk0.raw"
+        shutil.copy(xp_server.disks[0], source)
+        return source
+
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_source_in_the_output_folder_is_refused(self, inside: Path, out: Path, force: bool) -> None:
+        plan = p2v.plan([inside], output=out, format="raw")
+        before = inside.read_bytes()
+        with pytest.raises(PlanError, match="a source lies in the output folder"):
+            p2v.convert(plan, force=force)
+        assert inside.read_bytes() == before
+
+    def test_through_a_link_too(self, inside: Path, out: Path, tmp_path: Path) -> None:
+        link = tmp_path / "link.img"
+        link.symlink_to(inside)
+        with pytest.raises(PlanError, match="a source lies in the output folder"):
+            p2v.convert(p2v.plan([link], output=out, format="raw"), force=True)
+
+
+def test_no_image_has_its_name_before_the_last_is_complete(
+    two_disk_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr(editing, "prove", lambda *words: None)
+    plan = replace(p2v.plan(two_disk_server.disks, output=out), changes=())
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "copy disk1":
+            assert not (out / "disk0.qcow2").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        p2v.convert(plan, progress=stop)
+    assert not [path.name for path in out.iterdir() if path.suffix == ".qcow2"]
+
+
+def test_an_output_that_fails_its_check_does_not_look_finished(
+    xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from p2v import conversion as running
+    from p2v.errors import MismatchError
+
+    def failed(*words: object) -> None:
+        raise MismatchError("the changes are not there")
+
+    monkeypatch.setattr(editing, "prove", lambda *words: None)
+    monkeypatch.setattr(running, "verify_changes", failed)
+    with pytest.raises(MismatchError):
+        p2v.convert(replace(p2v.plan(xp_server.disks, output=out), changes=()))
+    assert sorted(path.name for path in out.iterdir()) == ["disk0.qcow2.part", "plan.json", "run"]
+
+
+def test_free_space_is_believed_only_where_the_table_agrees(tmp_path: Path, xp_server: Server) -> None:
+    """An old NTFS under a RAID member or LVM says free where others keep their data."""
+    disk = tmp_path / "disk.img"
+    shutil.copy(xp_server.disks[0], disk)
+    for type, believed in ((0x07, True), (0x17, True), (0x83, False), (0x8E, False), (0xFD, False)):
+        with open(disk, "r+b") as file:
+            file.seek(0x1BE + 4)
+            file.write(bytes([type]))
+        with planning.opened([disk]) as disks:
+            (filesystem,) = planning.view(disks).filesystems.values()
+        assert bool(filesystem.free) is believed, hex(type)
+
+
+def test_a_boot_ini_that_is_no_text_is_not_read(xp_guest: object, xp_tree: Path) -> None:
+    from p2v.testing import DirGuest
+
+    with open(xp_tree / "boot.ini", "r+b") as file:
+        file.truncate(700 << 20)
+    with pytest.raises(GuestError, match=r"boot\.ini"):
+        DirGuest({"disk0p1": xp_tree})
+
+
+def test_the_log_says_how_far_a_run_came(xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editing, "make_overlays", lambda *words: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        p2v.convert(p2v.plan(xp_server.disks, output=out))
+    log = (out / "run" / "log").read_text()
+    assert "convert: begins" in log and "ZeroDivisionError" in log
