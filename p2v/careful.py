@@ -35,14 +35,12 @@ def blank(buffer: memoryview, at: int, length: int) -> None:
     buffer[at : at + length] = _ZEROES[:length]
 
 
-class Rescue:
+class Careful:
     """Reads a chunk piece by piece, in halves down to one sector, and notices when a device is gone."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._lock = threading.Lock()
-        self._good: int | None = None  # a byte of a place that could be read
-        self._lost = 0  # chunks on end of which nothing could be read
+        self._pulse = Pulse(source)
 
     def fill(self, item: Item, buffer: memoryview, stopped: Stopped) -> list[Range]:
         """Like fill(), but unreadable sectors are left as zeroes and returned, ascending.
@@ -59,9 +57,7 @@ class Rescue:
 
     def note(self, item: Item) -> None:
         """This chunk could be read."""
-        self._lost = 0
-        if self._good is None:
-            self._good = item.reads[0].offset
+        self._pulse.good(item.reads[0].offset)
 
     def _piece(self, piece: Range, base: int, buffer: memoryview, stopped: Stopped) -> list[Range]:
         """Fill one piece of the chunk that begins at base; returns what is bad in it, ascending."""
@@ -95,29 +91,58 @@ class Rescue:
         return None
 
     def _judge(self, item: Item, bad: list[Range]) -> None:
-        """Count the chunks on end without a readable sector; after PATIENCE of them, probe."""
-        lost = sum(r.length for r in bad) == sum(p.length for p in item.pieces)
+        """Was anything of the chunk readable?"""
+        if sum(r.length for r in bad) == sum(p.length for p in item.pieces):
+            self._pulse.lost(item.offset, item.length)
+        else:
+            self.note(item)
+
+
+class Pulse:
+    """Tells a disk with bad places from one that is gone: after PATIENCE failures on end, it is asked.
+
+    Each time that it answers, patience doubles until something is readable again: asking costs reads.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._good: int | None = None  # a byte of a place that could be read
+        self._lost, self._patience = 0, PATIENCE
+
+    def good(self, offset: int) -> None:
+        """This place could be read."""
+        self._lost, self._patience = 0, PATIENCE
+        if self._good is None:
+            self._good = offset
+
+    def lost(self, offset: int, length: int) -> None:
+        """Nothing here could be read. Raises DeviceGone when nothing can be read anywhere."""
         with self._lock:
-            if not lost:
-                self.note(item)
-                return
             self._lost += 1
-            if self._lost < PATIENCE:
+            if self._lost < self._patience:
                 return
-            self._lost = 0
+            self._lost, self._patience = 0, self._patience * 2
         if not self._alive():
-            raise self._gone(item.offset, item.length)
+            raise self._gone(offset, length)
 
     def _alive(self) -> bool:
         """Can anything still be read: what could be before, the first, middle or last sector?"""
         source = self._source
         sector = min(source.sector_size, source.size)
         last = (source.size - 1) // sector * sector
-        places = {0, source.size // 2 // sector * sector, last}
-        if self._good is not None:
-            places.add(self._good)
-        looks = [Range(at, min(sector, source.size - at)) for at in sorted(places)]
-        return any(self._try(look, memoryview(bytearray(look.length))) is None for look in looks)
+        known = () if self._good is None else (self._good,)
+        places = dict.fromkeys((*known, 0, source.size // 2 // sector * sector, last))
+        return any(self._answers(Range(at, min(sector, source.size - at))) for at in places)
+
+    def _answers(self, look: Range) -> bool:
+        try:
+            self._source.read_into(look.offset, memoryview(bytearray(look.length)))
+        except DeviceGone:
+            raise
+        except ReadError:
+            return False
+        return True
 
     def _gone(self, offset: int, length: int) -> DeviceGone:
         return DeviceGone(
@@ -125,8 +150,8 @@ class Rescue:
             Where(self._source.name, offset, length),
             "nothing can be read any more, not even places that were read before; going on would fill the "
             "image with zeroes",
-            "check cable, power and controller, let the disk cool down, then begin again; a disk that goes "
-            "away often is rescued first with GNU ddrescue",
+            "check cable, power and controller, let the disk cool down, then go on with the same command; a disk "
+            "that goes away often is rescued first: p2v image",
         )
 
 

@@ -7,13 +7,15 @@ digest is known is reused, never made again, because the same edits made twice g
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from p2v import editing, folder, planfile, planning
-from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
+from p2v.checkpoint import tie
+from p2v.copy import CopyReport, plan_copy, verify_copy
 from p2v.errors import (
     DriftError,
     Finding,
@@ -25,8 +27,10 @@ from p2v.errors import (
 )
 from p2v.extents import intersection
 from p2v.formats import FORMATS
+from p2v.keeping import CopyLog, Job, copy_image
 from p2v.model import (
     Cancel,
+    DiskPlan,
     Extent,
     Kind,
     Plan,
@@ -83,12 +87,15 @@ def convert(
         reports = _copy_all(plan, seen, edited, run, progress, cancel)
         try:
             verify_changes(plan, run, progress)
-        except BaseException:
+        except BaseException as error:
             folder.unfinish(plan, run)
+            if isinstance(error, MismatchError):  # then the copy is not to be gone on with
+                folder.forget_copies(run)
             raise
         folder.define(plan, run)
         save_json(run.manifest, folder.manifest(plan, reports))
         run.save_state(finished=True, undone=None)
+        folder.forget_copies(run)
         return _result(run, plan, reports)
 
 
@@ -178,26 +185,39 @@ def _copy_all(
     progress: Progress,
     cancel: Cancel | None,
 ) -> dict[str, CopyReport]:
-    """Each overlaid source, streamed once. The images get their names when the last one is complete."""
-    folder.remove_images(plan, run)
+    """Each overlaid source, streamed once. The images get their names when the last one is complete.
+
+    A copy that was cut short goes on from its last checkpoint, which is tied to the plan, the overlay and the
+    extents: of anything else it is worth nothing.
+    """
+    jobs = {disk.id: _job(disk, seen, edited, run) for disk in plan.disks}
+    folder.remove_images(plan, run, [job.path for _, job in jobs.values() if job.log.exists])
     reports: dict[str, CopyReport] = {}
     with contextlib.ExitStack() as undo:
         writers = []
-        for disk in plan.disks:
-            writer = FORMATS[disk.format].create(str(run.folder / disk.image), disk.size)
-            undo.callback(writer.abort)
-            writers.append(writer)
+        for disk, (extents, job) in jobs.items():
 
-            def told(_stage: str, done: int, total: int, name: str = disk.id) -> None:
+            def told(_stage: str, done: int, total: int, name: str = disk) -> None:
                 progress(f"copy {name}", done, total)
 
-            reports[disk.id] = run_copy(edited[disk.id], copy_extents(disk.id, seen, edited), writer,
-                                        progress=told, cancel=cancel)
+            reports[disk], writer = copy_image(edited[disk], extents, job, progress=told, cancel=cancel)
+            if writer is not None:
+                undo.callback(job.give_up, writer)
+                writers.append(writer)
         undo.callback(folder.unfinish, plan, run)
         for writer in writers:
             writer.finish()
         undo.pop_all()
     return reports
+
+
+def _job(
+    disk: DiskPlan, seen: planning.View, edited: Mapping[str, Source], run: RunDir
+) -> tuple[list[Extent], Job]:
+    extents, state = copy_extents(disk.id, seen, edited), run.state()
+    overlay = json.dumps((state.get("overlays") or {}).get(disk.id))
+    return extents, Job(FORMATS[disk.format], run.folder / disk.image, CopyLog(run.run, disk.id),
+                        tie(extents, str(state.get("plan")), overlay, disk.format))
 
 
 def copy_extents(disk: str, seen: planning.View, edited: Mapping[str, Source]) -> list[Extent]:

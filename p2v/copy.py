@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from p2v.careful import Rescue, fill
+from p2v.careful import Careful, fill
 from p2v.checkpoint import Checkpoint, Keeper
 from p2v.digests import ALGORITHM, Digests, digest_of
 from p2v.errors import Cancelled, LayoutError, MismatchError, P2VError, ReadError, Unsupported, Where
@@ -182,7 +182,7 @@ class _Copy:
         self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None
     ) -> None:
         self._source, self._writer, self._keeper = source, writer, keeper
-        self._rescue = Rescue(source)
+        self._careful = Careful(source)
         self._begun = time.monotonic() - (resume.seconds if resume else 0)
         self._digests = resume.digests if resume else Digests(source.size)
         self._found_zero = resume.found_zero if resume else 0
@@ -195,8 +195,8 @@ class _Copy:
         try:
             fill(self._source, item, buffer)
         except ReadError:
-            return Scan(item, buffer, self._rescue.fill(item, buffer, stopped))
-        self._rescue.note(item)
+            return Scan(item, buffer, self._careful.fill(item, buffer, stopped))
+        self._careful.note(item)
         return Scan(item, buffer)
 
     def hand_on(self, item: Item, result: Scan | None) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from p2v import planfile, planning
 from p2v.copy import CopyReport
 from p2v.errors import LayoutError, PlanError, Where
 from p2v.formats import FORMATS
+from p2v.keeping import image_files
 from p2v.model import Plan, Recovery, Source
 from p2v.rundir import RunDir, load_json, save_bytes, save_json
 from p2v.target import target_named
@@ -66,6 +67,7 @@ def claim(plan: Plan, run: RunDir, *, force: bool = False) -> None:
                 overlay.unlink()
         images = [*definitions(plan), *(disk.image for disk in plan.disks)]
         old = [*state.get("images", ()), *state.get("old", ())]
+        forget_copies(run)
         (run.run / "state.json").unlink(missing_ok=True)
         run.save_state(plan=digest, images=images, old=old or None, recovered=journals)
     save_plan(plan, run)
@@ -80,14 +82,24 @@ def _replayed_for(plan: Plan, state: Mapping[str, object]) -> object:
     return recovered if recovered.get("sources", {}).items() <= sources.items() else None
 
 
-def remove_images(plan: Plan, run: RunDir) -> None:
-    """Make room for the copy: what an earlier try of this plan, or a plan that --force replaces, has left."""
+def remove_images(plan: Plan, run: RunDir, kept: Collection[Path] = ()) -> None:
+    """Make room for the copy: what an earlier try of this plan, or a plan that --force replaces, has left.
+
+    kept: images whose copy goes on.
+    """
     old = {Path(str(name)).name for name in run.state().get("old", ())}
     names = {"manifest.json", *definitions(plan), *(disk.image for disk in plan.disks), *old} - {""}
+    going_on = {path for image in kept for path in image_files(run.folder, image.name)}
     for name in names:
-        (run.folder / name).unlink(missing_ok=True)
-        (run.folder / f"{name}.part").unlink(missing_ok=True)
+        for path in {run.folder / name, *image_files(run.folder, name)} - going_on:
+            path.unlink(missing_ok=True)
     run.save_state(old=None, finished=None)
+
+
+def forget_copies(run: RunDir) -> None:
+    """Drop the checkpoints of copies."""
+    for path in (*run.run.glob("*.copy"), *run.run.glob("*.digests")):
+        path.unlink()
 
 
 def unfinish(plan: Plan, run: RunDir) -> None:

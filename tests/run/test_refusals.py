@@ -15,7 +15,6 @@ from fixtures import disks
 from fixtures.servers import Server, build_nt4_fat16, build_xp
 from p2v import editing, folder, planning
 from p2v.errors import (
-    Cancelled,
     DriftError,
     GuestError,
     LayoutError,
@@ -215,27 +214,43 @@ class TestWithoutEdits:
         plan = p2v.plan(xp_server.disks, output=out)
         return replace(plan, changes=())
 
-    def test_a_stopped_copy_goes_on_and_ends_with_the_same_image(self, ready: Plan, out: Path) -> None:
-        import threading
+    @staticmethod
+    def stop_after(writes: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let a new qcow2 image fail after so many writes."""
+        from p2v.formats import FORMATS
 
+        create = FORMATS["qcow2"].create
+
+        class Stopping:
+            def __init__(self, writer: object) -> None:
+                self._writer, self._left = writer, writes
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(self._writer, name)
+
+            def write_at(self, offset: int, data: memoryview) -> None:
+                if not self._left:
+                    raise error
+                self._left -= 1
+                self._writer.write_at(offset, data)  # type: ignore[attr-defined]
+
+        monkeypatch.setattr(FORMATS["qcow2"], "create", lambda path, size: Stopping(create(path, size)))
+
+    def test_a_stopped_copy_goes_on_and_ends_with_the_same_image(
+        self, ready: Plan, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         p2v.convert(ready)
         whole, said = (out / "disk0.qcow2").read_bytes(), json.loads((out / "manifest.json").read_text())
         shutil.rmtree(out)
-        cancel, begun = threading.Event(), []
-
-        def stop(stage: str, done: int, total: int) -> None:
-            if stage.startswith("copy"):
-                begun.append(done)
-                if done:
-                    cancel.set()
-
-        with pytest.raises(Cancelled):
-            p2v.convert(ready, progress=stop, cancel=cancel)
+        self.stop_after(6, KeyboardInterrupt(), monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            p2v.convert(ready)
         assert sorted(path.name for path in out.iterdir()) == ["disk0.qcow2.part", "plan.json", "run"]
         stopped = json.loads((out / "run" / "disk0.copy").read_text())["at"]
         assert 0 < stopped < ready.disks[0].size
-        begun.clear()
-        result = p2v.convert(p2v.load_plan(out), progress=stop)
+        begun: list[int] = []
+        result = p2v.convert(p2v.load_plan(out),
+                             progress=lambda stage, done, total: begun.append(done) if "copy" in stage else None)
         assert not result.done_before and begun[0] == stopped, "it goes on where it was"
         assert not (out / "run" / "disk0.copy").exists()
         p2v.verify(out)
@@ -246,16 +261,18 @@ class TestWithoutEdits:
         assert said == again
 
     @pytest.mark.parametrize("spoil", ["tie", "state", "digests", "record"])
-    def test_a_copy_of_something_else_is_not_gone_on_with(self, spoil: str, ready: Plan, out: Path) -> None:
-        import threading
-
-        cancel = threading.Event()
-        with pytest.raises(Cancelled):
-            p2v.convert(ready, progress=lambda stage, done, total: cancel.set() if done else None, cancel=cancel)
-        record = out / "run" / "disk0.copy"
+    def test_a_copy_of_something_else_is_not_gone_on_with(
+        self, spoil: str, ready: Plan, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.stop_after(6, KeyboardInterrupt(), monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            p2v.convert(ready)
+        monkeypatch.undo()
+        monkeypatch.setattr(editing, "prove", lambda *words: None)
+        record, digests = out / "run" / "disk0.copy", out / "run" / "disk0.digests"
         facts = json.loads(record.read_text())
         if spoil == "digests":
-            (out / "run" / "disk0.digests").write_bytes(b"\0" * (out / "run" / "disk0.digests").stat().st_size)
+            digests.write_bytes(bytes(digests.stat().st_size))
         else:
             record.write_text(json.dumps(facts | {spoil: "AAAA"}) if spoil != "record" else "{")
         begun: list[int] = []

@@ -1,0 +1,193 @@
+"""A copy that never begins again: an image, and the record of how far it has come.
+
+    run/disk0.copy      the last checkpoint: a small JSON document, replaced as a whole
+    run/disk0.digests   the digests of the chunks before it, only ever appended to
+
+Saving costs what was copied since the last time, whatever the size of the disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2v.checkpoint import SECONDS, Checkpoint, Keeper
+from p2v.copy import CopyReport, report_of, run_copy
+from p2v.digests import DIGEST, Digests
+from p2v.errors import LayoutError, P2VError, Where
+from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Progress, Range, Source, no_progress
+from p2v.rundir import cannot_write, save_json
+
+_RECORD = struct.Struct(f"<Q{DIGEST}s")  # a chunk's number and digest
+_PIECE = 1 << 16  # records read at once
+
+
+class CopyLog:
+    """The checkpoints of one disk's copy, in a run's folder."""
+
+    def __init__(self, folder: Path, disk: str) -> None:
+        from blake3 import blake3
+
+        self.path, self._digests = folder / f"{disk}.copy", folder / f"{disk}.digests"
+        self._new = blake3
+        self._hash, self._records = blake3(), 0
+
+    @property
+    def exists(self) -> bool:
+        """Is there a checkpoint?"""
+        return self.path.exists()
+
+    def save(self, checkpoint: Checkpoint, chunks: Iterable[int]) -> None:
+        """Keep a checkpoint and the digests of these chunks. Raises WriteError."""
+        records = b"".join(_RECORD.pack(index, checkpoint.digests.digest(index)) for index in chunks)
+        try:
+            with open(self._digests, "r+b" if self._records else "wb") as file:
+                file.truncate(self._records * _RECORD.size)
+                file.seek(0, os.SEEK_END)
+                file.write(records)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self._digests, error) from error
+        self._hash.update(records)
+        self._records += len(records) // _RECORD.size
+        save_json(self.path, {
+            "size": checkpoint.digests.size, "at": checkpoint.at, "tie": checkpoint.tie,
+            "found_zero": checkpoint.found_zero, "seconds": round(checkpoint.seconds, 3),
+            "bad": [[r.offset, r.length] for r in checkpoint.bad],
+            "records": self._records, "hash": self._hash.hexdigest(),
+            "state": base64.b64encode(checkpoint.state).decode(), "map": checkpoint.map,
+        })
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint; None where none was kept. Raises LayoutError when it is damaged."""
+        if not self.exists:
+            return None
+        try:
+            facts = json.loads(self.path.read_bytes())
+            return Checkpoint(
+                str(facts["tie"]), int(facts["at"]), base64.b64decode(facts["state"], validate=True),
+                int(facts["found_zero"]), tuple(Range(int(o), int(n)) for o, n in facts["bad"]),
+                float(facts["seconds"]), self._load_digests(facts), str(facts["map"]))
+        except (OSError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise LayoutError("the record of an interrupted copy is damaged", Where(item=str(self.path)), str(error),
+                              "begin again: use --force") from error
+
+    def _load_digests(self, facts: dict[str, Any]) -> Digests:
+        """The digests before the checkpoint; later ones in the file are forgotten. Raises ValueError."""
+        digests, left = Digests(int(facts["size"])), int(facts["records"])
+        self._hash, self._records = self._new(), left
+        with open(self._digests, "rb") as file:
+            while left > 0:
+                data = file.read(min(left, _PIECE) * _RECORD.size)
+                if not data or len(data) % _RECORD.size:
+                    raise ValueError(f"{self._digests.name} is too short")
+                self._hash.update(data)
+                for index, digest in _RECORD.iter_unpack(data):
+                    digests.put(index, digest)
+                left -= len(data) // _RECORD.size
+        if self._hash.hexdigest() != facts["hash"]:
+            raise ValueError(f"{self._digests.name} is not what was written")
+        return digests
+
+    def clear(self) -> None:
+        """Forget every checkpoint."""
+        for path in (self.path, self._digests):
+            path.unlink(missing_ok=True)
+        self._hash, self._records = self._new(), 0
+
+
+def image_files(folder: Path, image: str) -> list[Path]:
+    """What there is of an image: its file or files, and what an interrupted run left of them."""
+    stem, suffix = os.path.splitext(image)
+    mine = re.compile(re.escape(stem) + r"(-flat|-s\d{3,})?" + re.escape(suffix) + r"(\.part)?")
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in there if path.is_file()
+                  and (path.name in (image, image + ".part") or (suffix == ".vmdk" and mine.fullmatch(path.name))))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One disk's copy: where to, where its progress is kept, and what a checkpoint must belong to.
+
+    seconds: between two checkpoints.
+    """
+
+    form: ImageFormat
+    path: Path
+    log: CopyLog
+    tie: str
+    seconds: float = SECONDS
+
+    def keeper(self) -> Keeper | None:
+        """None for a format that can only begin again."""
+        return None if self.form.SEQUENTIAL else Keeper(self.log.save, self.tie, self.seconds)
+
+    def give_up(self, writer: ImageWriter) -> None:
+        """Remove an unfinished image, unless its copy can go on."""
+        if not self.log.exists:
+            writer.abort()
+
+
+def copy_image(
+    source: Source,
+    extents: Sequence[Extent],
+    job: Job,
+    *,
+    progress: Progress = no_progress,
+    cancel: Cancel | None = None,
+) -> tuple[CopyReport, ImageWriter | None]:
+    """Copy a source into an image, or go on with a copy of the same tie that was cut short.
+
+    Returns its writer, to be finished; None where the image was finished before. What another copy left at the
+    path is replaced. Cut short, an image of a SEQUENTIAL format is removed; any other stays as PATH.part, and
+    job.log knows how far it has come. Raises what run_copy and the format raise.
+    """
+    found = fitting(job.log, job.tie)
+    if found is not None and found.at == source.size and job.path.exists():
+        return report_of(found, extents), None
+    writer = _reopened(job, found)
+    if writer is None:
+        found = None
+        clear(job)
+        writer = job.form.create(str(job.path), source.size)
+    try:
+        report = run_copy(source, extents, writer, progress=progress, cancel=cancel, keeper=job.keeper(), resume=found)
+    except BaseException:
+        job.give_up(writer)
+        raise
+    return report, writer
+
+
+def clear(job: Job) -> None:
+    """Forget the copy: its record, and what there is of its image."""
+    job.log.clear()
+    for leftover in image_files(job.path.parent, job.path.name):
+        leftover.unlink()
+
+
+def fitting(log: CopyLog, tie: str) -> Checkpoint | None:
+    """The checkpoint of a copy of this tie; None where there is none that can be trusted."""
+    with contextlib.suppress(LayoutError):
+        found = log.load()
+        if found is not None and found.tie == tie and not found.map:
+            return found
+    return None
+
+
+def _reopened(job: Job, found: Checkpoint | None) -> ImageWriter | None:
+    """The image as it was at the checkpoint; None where it is gone, or no longer what it was."""
+    if found is None or job.form.SEQUENTIAL:
+        return None
+    try:
+        return job.form.reopen(str(job.path), found.state)
+    except P2VError:
+        return None
