@@ -74,7 +74,8 @@ class View:
         """The guest. Raises what stood in the way of knowing it: ReadError where the disks fail."""
         if self.guest is not None:
             return self.guest
-        unknown = self.unknown or Unsupported("no guest was looked for")
+        unknown = self.unknown or Unsupported("no guest was looked for", why="the disks were not opened for that",
+                                              next="report this")
         for bad in read_errors(self.disks):
             raise ReadError(f"{bad.what}, and {unknown.what}", bad.where, bad.why, bad.next) from unknown
         others = [f for f in self.findings if f.severity is not Severity.INFO and f.what != unknown.what]
@@ -104,35 +105,43 @@ class Inspection:
     findings: tuple[Finding, ...]
 
 
-def open_source(path: str | Path, format: str | None = None) -> Source:
+def open_source(path: str | Path, format: str | None = None, *, outside: bool = False) -> Source:
     """A disk to read: a block device, a raw file, or an image.
 
-    format: a name of formats.FORMATS; without it a file called *.qcow2 is read as qcow2 and everything
-    else as raw. The content never decides: a raw disk may begin like any format, and would then be able to
-    name other files of this machine.
-    Raises what device.open_disk and the format's reader raise.
+    format: a name of source.images.INPUTS, or of formats.FORMATS; without it the file's name says it, and
+    what says nothing is raw. The content never decides: a raw disk may begin like any format, and would then
+    be able to name other files of this machine; but a content that contradicts the name is an error.
+    outside: the image may name files outside its own folder.
+    Raises PlanError, LayoutError, Unsupported, ReadError, MissingTool.
     """
     from p2v.formats import FORMATS
-    from p2v.source.device import open_disk
+    from p2v.source.images import INPUTS, contradiction, name_of, open_input
 
     kind = format or format_by_name(path)
-    if kind == "raw":
-        return open_disk(str(path))
-    if kind not in FORMATS:
-        raise PlanError(f"no format is called {kind}", next="choose one of: " + ", ".join(FORMATS))
-    return FORMATS[kind].read(str(path))
+    if kind not in INPUTS and kind not in FORMATS:
+        raise PlanError(f"no format is called {kind}", str(path), next="choose one of: " + ", ".join(INPUTS))
+    if format is None:
+        problem = contradiction(str(path), kind)
+        if problem is not None:
+            raise problem
+    if kind not in INPUTS:
+        kind = name_of(f"image{FORMATS[kind].SUFFIX}")
+    return open_input(str(path), kind, outside=outside)
 
 
 def format_by_name(path: str | Path) -> str:
-    """The format of a source that was named without one."""
-    return "qcow2" if str(path).endswith(".qcow2") else "raw"
+    """The format of a source that was named without one. Raises Unsupported for a compressed file."""
+    from p2v.source.images import name_of
+
+    return name_of(str(path))
 
 
 @contextlib.contextmanager
 def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[dict[str, Source]]:
     """The sources in the order given, as disk0, disk1 …; closed at the end."""
     if not paths:
-        raise PlanError("no disk was named", next="name the server's disks, the boot disk first")
+        raise PlanError("no disk was named", why="there is nothing to read",
+                        next="name the server's disks, the boot disk first")
     with contextlib.ExitStack() as stack:
         disks: dict[str, Source] = {}
         for path in paths:
@@ -244,7 +253,7 @@ def plan(
 
     chosen = target_named(target)
     if format is not None and format not in FORMATS:
-        raise PlanError(f"no format is called {format}", next="choose one of: " + ", ".join(FORMATS))
+        raise PlanError(f"no format is called {format}", "--format", next="choose one of: " + ", ".join(FORMATS))
     folders = [str(folder) for folder in drivers]
     for folder in folders:
         if not Path(folder).is_dir():

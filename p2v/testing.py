@@ -193,8 +193,7 @@ def check_format(form: ImageFormat, folder: Path) -> None:
 def check_image(form: ImageFormat, path: Path, expected: bytes) -> None:
     """Is the image at path finished, and does it hold these bytes? Raises AssertionError."""
     _expect(path.is_file() and not _part(path).exists(), f"the image {path} is not finished")
-    with open(path, "rb") as file:
-        _expect(form.probe(MemorySource(file.read(1 << 20))), f"the format does not know its own {path}")
+    _expect(form.probe(MemorySource(path.read_bytes())), f"the format does not know its own {path}")
     source = form.read(str(path))
     try:
         _expect(source.size >= len(expected), f"the image {path} has only {source.size} bytes")
@@ -322,7 +321,7 @@ class DirFiles:
         """A whole file. Raises GuestError."""
         found = self._find(path)
         if found is None or not found.is_file():
-            raise GuestError("there is no such file", Where(str(self._folder), item=path))
+            raise GuestError("there is no such file", Where(str(self._folder), item=path), next="put it there")
         return found.read_bytes()
 
     def stat(self, path: str) -> FileStat | None:
@@ -340,14 +339,15 @@ class DirFiles:
         parent, _, name = path.rpartition("\\")
         folder = self._find(parent)
         if folder is None or not folder.is_dir() or (like and self._find(like) is None):
-            raise GuestError("there is no such folder or neighbour", Where(str(self._folder), item=path))
+            raise GuestError("there is no such folder or neighbour", Where(str(self._folder), item=path),
+                             next="put it there")
         (self._find(path) or folder / name).write_bytes(data)
 
     def remove(self, path: str) -> None:
         """Remove a file. Raises GuestError where there is none."""
         found = self._find(path)
         if found is None or not found.is_file():
-            raise GuestError("there is no such file", Where(str(self._folder), item=path))
+            raise GuestError("there is no such file", Where(str(self._folder), item=path), next="put it there")
         found.unlink()
 
     def _find(self, path: str) -> Path | None:
@@ -390,7 +390,7 @@ class DirGuest(ReadingGuest):
     def writable(self, volume: str) -> DirFiles:
         """A volume's files. Raises GuestError for a volume without a folder."""
         if volume not in self._folders:
-            raise GuestError("this volume has no folder", Where(volume))
+            raise GuestError("this volume has no folder", Where(volume), next="give one to DirGuest")
         return DirFiles(self._folders[volume])
 
     def apply(self, changes: Sequence[Change]) -> int:

@@ -91,5 +91,5 @@ def _free(source: Source, page: int) -> tuple[Range, ...]:
     for offset, magic in OTHERS.items():
         if offset + len(magic) <= source.size and read(source, offset, len(magic)) == magic:
             raise LayoutError("something else was made over this swap area", Where(source.name, offset, len(magic)),
-                              f"its signature {magic!r} is there")
+                              f"its signature {magic!r} is there", "nothing: it is copied whole")
     return (Range(page, end - page),)

@@ -23,7 +23,8 @@ def create(path: str, size: int) -> ImageWriter:
     if size <= 0:
         raise ValueError(f"no disk has {size} bytes")
     if size > LIMIT:
-        raise Unsupported(f"no file holds a disk of {size} bytes", Where(path), f"files end at {LIMIT} bytes")
+        raise Unsupported(f"no file holds a disk of {size} bytes", Where(path), f"files end at {LIMIT} bytes",
+                          "choose another format")
     part = PartFile(path)
     try:
         part.resize(size)

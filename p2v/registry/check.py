@@ -185,7 +185,8 @@ class _Check:
             amount = sum(self.cells.sizes[offset] + 4 for offset in lost)
             self.findings.append(Finding(
                 f"the hive {self.name} has {len(lost)} cells in use that nothing refers to",
-                Where(self.name, min(lost) + BINS), f"{amount} bytes are wasted; nothing is lost"))
+                Where(self.name, min(lost) + BINS), f"{amount} bytes are wasted; nothing is lost",
+                "nothing"))
 
 
 def refuse_damage(data: bytes, name: str, doing: str) -> None:

@@ -16,4 +16,5 @@ def target_named(name: str) -> Target:
     try:
         return TARGETS[name]
     except KeyError:
-        raise PlanError(f"no target is called {name}", next="choose one of: " + ", ".join(TARGETS)) from None
+        raise PlanError(f"no target is called {name}", "--target",
+                        next="choose one of: " + ", ".join(TARGETS)) from None
