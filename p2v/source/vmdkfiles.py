@@ -52,7 +52,8 @@ def _refuse_outside(path: str, folder: str, name: str) -> None:
                           "an image must not make p2v read other files of this machine",
                           "put all files of the image into one folder, and only their names into its descriptor")
     if os.path.exists(place) and not os.path.isfile(place):
-        raise LayoutError(f"{name} is no file", Where(path, item=name), "extents of an image are files")
+        raise LayoutError(f"{name} is no file", Where(path, item=name), "extents of an image are files",
+                          "put the image's files beside its descriptor")
     if os.path.isfile(place):
         _refuse_nested(place, _head(place))
 
