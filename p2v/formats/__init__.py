@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from p2v.formats import qcow2, qcow2_v2, raw
+from p2v.formats import (
+    qcow2,
+    qcow2_deflate,
+    qcow2_v2,
+    qcow2_zstd,
+    raw,
+    vmdk_esx,
+    vmdk_flat,
+    vmdk_sparse,
+    vmdk_split,
+    vmdk_stream,
+)
 from p2v.model import ImageFormat
 
 FORMATS: Mapping[str, ImageFormat] = {
     qcow2.NAME: qcow2,
     qcow2_v2.NAME: qcow2_v2,
+    qcow2_deflate.NAME: qcow2_deflate,
+    qcow2_zstd.NAME: qcow2_zstd,
+    vmdk_sparse.NAME: vmdk_sparse,
+    vmdk_stream.NAME: vmdk_stream,
+    vmdk_flat.NAME: vmdk_flat,
+    vmdk_esx.NAME: vmdk_esx,
+    vmdk_split.NAME: vmdk_split,
     raw.NAME: raw,  # last: any bytes may be a raw disk, so probe() asks the others first
 }
