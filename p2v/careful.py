@@ -99,20 +99,20 @@ class Careful:
 
 
 class Pulse:
-    """Tells a disk with bad places from one that is gone: after PATIENCE failures on end, it is asked.
+    """Tells a disk with bad places from one that is gone: after so many failures on end, it is asked.
 
     Each time that it answers, patience doubles until something is readable again: asking costs reads.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, patience: int = PATIENCE) -> None:
+        self._source, self._first = source, patience
         self._lock = threading.Lock()
         self._good: int | None = None  # a byte of a place that could be read
-        self._lost, self._patience = 0, PATIENCE
+        self._lost, self._patience = 0, self._first
 
     def good(self, offset: int) -> None:
         """This place could be read."""
-        self._lost, self._patience = 0, PATIENCE
+        self._lost, self._patience = 0, self._first
         if self._good is None:
             self._good = offset
 

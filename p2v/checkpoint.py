@@ -24,7 +24,8 @@ class Checkpoint:
     """at: every byte of the disk before it is in the image, whole chunks. state: the image's own checkpoint.
 
     tie: what it belongs to: nobody goes on from a checkpoint of something else. found_zero, bad, seconds,
-    digests: of a CopyReport, up to at. map: the mapfile of a rescue that goes on from at, else "".
+    digests: of a CopyReport, up to at. map: the mapfile of a rescue that went on from at, else "". done: the
+    rescue is over.
     """
 
     tie: str
@@ -35,6 +36,7 @@ class Checkpoint:
     seconds: float
     digests: Digests = field(repr=False)
     map: str = field(default="", repr=False)
+    done: bool = False
 
 
 Save: TypeAlias = Callable[[Checkpoint, Iterable[int]], None]

@@ -60,7 +60,7 @@ class CopyReport:
         try:
             if (data["algorithm"], data["chunk_size"]) != (ALGORITHM, CHUNK):
                 raise Unsupported(f"digests of kind {data['algorithm']!r} per {data['chunk_size']!r} bytes",
-                                  next="verify with the p2v that wrote them")
+                                  why="this p2v makes other ones", next="verify with the p2v that wrote them")
             size = int(data["size"])
             return cls(
                 size,
@@ -111,6 +111,7 @@ def run_copy(
     cancel: Cancel | None = None,
     keeper: Keeper | None = None,
     resume: Checkpoint | None = None,
+    careful: bool = True,
 ) -> CopyReport:
     """Copy source into writer in one ascending pass. Neither finishes nor aborts the writer.
 
@@ -118,12 +119,12 @@ def run_copy(
     unreadable is written as zeroes and reported.
     keeper: is given checkpoints as they fall due, the last one when all is copied, or when the copy is
     stopped or the source fails. resume: one of them, whose state the writer was reopened from, of the same
-    extents: the copy goes on from there.
+    extents: the copy goes on from there. careful: without it the first unreadable chunk is a ReadError.
     Raises WriteError from the writer, ReadError when the device itself seems gone, Cancelled.
     No thread is left when it returns or raises.
     """
     check(extents, source.size)
-    job = _Copy(source, writer, keeper, resume)
+    job = _Copy(source, writer, keeper, resume, careful)
     try:
         _pass(source.size, extents, job, "copy", progress, cancel)
     except (Cancelled, KeyboardInterrupt, ReadError):
@@ -132,6 +133,19 @@ def run_copy(
         raise
     job.keep()
     return job.report(extents)
+
+
+def hand_over(writer: ImageWriter, item: Item, scan: Scan) -> int:
+    """Write a chunk. Returns how many bytes of what was read turned out zero."""
+    found = 0
+    for start, end, lives in scan.runs():
+        if lives:
+            writer.write_at(item.offset + start, scan.buffer[start:end])
+            continue
+        writer.zero(item.offset + start, end - start)
+        span = Range(item.offset + start, end - start)
+        found += overlap(item.pieces, span) - overlap(scan.bad, span)
+    return found
 
 
 def report_of(checkpoint: Checkpoint, extents: Sequence[Extent]) -> CopyReport:
@@ -179,10 +193,10 @@ class _Copy:
     """run_copy's two halves: read() in any thread, hand_on() one at a time and ascending."""
 
     def __init__(
-        self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None
+        self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None, careful: bool
     ) -> None:
         self._source, self._writer, self._keeper = source, writer, keeper
-        self._careful = Careful(source)
+        self._careful, self._is_careful = Careful(source), careful
         self._begun = time.monotonic() - (resume.seconds if resume else 0)
         self._digests = resume.digests if resume else Digests(source.size)
         self._found_zero = resume.found_zero if resume else 0
@@ -195,6 +209,8 @@ class _Copy:
         try:
             fill(self._source, item, buffer)
         except ReadError:
+            if not self._is_careful:
+                raise
             return Scan(item, buffer, self._careful.fill(item, buffer, stopped))
         self._careful.note(item)
         return Scan(item, buffer)
@@ -209,13 +225,7 @@ class _Copy:
             self.keep()
 
     def _write(self, item: Item, scan: Scan) -> None:
-        for start, end, lives in scan.runs():
-            if lives:
-                self._writer.write_at(item.offset + start, scan.buffer[start:end])
-                continue
-            self._writer.zero(item.offset + start, end - start)
-            span = Range(item.offset + start, end - start)
-            self._found_zero += overlap(item.pieces, span) - overlap(scan.bad, span)
+        self._found_zero += hand_over(self._writer, item, scan)
         if scan.digest is not None:
             self._digests.put(item.index, scan.digest)
         for part in scan.bad:
@@ -293,7 +303,7 @@ def _pass(
         progress(stage, job.done, size)
         if cancel is not None and cancel.is_set() and job.done < size:
             raise Cancelled(f"the {stage} was stopped at {job.done} of {size} bytes",
-                            next="start the same command again")
+                            why="you asked for it", next="start the same command again")
 
     tick()
     in_order(after(items(extents, size), job.done), job.read, job.hand_on, tick)

@@ -64,7 +64,7 @@ class CopyLog:
             "found_zero": checkpoint.found_zero, "seconds": round(checkpoint.seconds, 3),
             "bad": [[r.offset, r.length] for r in checkpoint.bad],
             "records": self._records, "hash": self._hash.hexdigest(),
-            "state": base64.b64encode(checkpoint.state).decode(), "map": checkpoint.map,
+            "state": base64.b64encode(checkpoint.state).decode(), "map": checkpoint.map, "done": checkpoint.done,
         })
 
     def load(self) -> Checkpoint | None:
@@ -76,7 +76,7 @@ class CopyLog:
             return Checkpoint(
                 str(facts["tie"]), int(facts["at"]), base64.b64decode(facts["state"], validate=True),
                 int(facts["found_zero"]), tuple(Range(int(o), int(n)) for o, n in facts["bad"]),
-                float(facts["seconds"]), self._load_digests(facts), str(facts["map"]))
+                float(facts["seconds"]), self._load_digests(facts), str(facts["map"]), bool(facts["done"]))
         except (OSError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise LayoutError("the record of an interrupted copy is damaged", Where(item=str(self.path)), str(error),
                               "begin again: use --force") from error
@@ -154,7 +154,7 @@ def copy_image(
     found = fitting(job.log, job.tie)
     if found is not None and found.at == source.size and job.path.exists():
         return report_of(found, extents), None
-    writer = _reopened(job, found)
+    writer = None if found is None or found.map else _reopened(job, found)
     if writer is None:
         found = None
         clear(job)
@@ -178,7 +178,7 @@ def fitting(log: CopyLog, tie: str) -> Checkpoint | None:
     """The checkpoint of a copy of this tie; None where there is none that can be trusted."""
     with contextlib.suppress(LayoutError):
         found = log.load()
-        if found is not None and found.tie == tie and not found.map:
+        if found is not None and found.tie == tie:
             return found
     return None
 

@@ -17,7 +17,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("filesystem", ("p2v.filesystem",)),
     ("volume", ("p2v.volume",)),
     ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents", "p2v.mapfile", "p2v.rescue",
-              "p2v.checkpoint", "p2v.scan")),
+              "p2v.checkpoint", "p2v.scan", "p2v.salvage")),
     ("formats", ("p2v.formats",)),
     ("drivers", ("p2v.drivers",)),
     ("guest", ("p2v.guest",)),

@@ -113,6 +113,8 @@ class DiskSource:
         self._fd = fd
         self._is_device = is_device
         self._closing = weakref.finalize(self, os.close, fd)
+        self._direct: int | None = None  # opened when it is first needed
+        self._closing_direct: weakref.finalize[[int], DiskSource] | None = None
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill buffer. Raises ReadError naming the bad sectors, DeviceGone, ValueError past the end."""
@@ -124,6 +126,19 @@ class DiskSource:
                 self._salvage(offset + done, buffer[done:])
                 return
             done += count
+
+    def attempt(self, offset: int, buffer: memoryview, direct: bool = True) -> int:
+        """One try: the bytes at the start of buffer that are good.
+
+        direct: past the page cache where that is possible; then whole sectors, into memory that O_DIRECT takes.
+        Raises DeviceGone.
+        """
+        check_read(self.name, self.size, offset, len(buffer), not self._closing.alive)
+        if direct and self._direct is None:
+            self._direct = self._exact()
+            if self._direct != self._fd:
+                self._closing_direct = weakref.finalize(self, os.close, self._direct)
+        return self._some(self._direct if direct and self._direct is not None else self._fd, offset, buffer)
 
     def extents(self) -> Iterator[Extent]:
         """Holes of a file are ZERO, everything else is DATA."""
@@ -146,6 +161,8 @@ class DiskSource:
     def close(self) -> None:
         """Close the file descriptor."""
         self._closing()
+        if self._closing_direct is not None:
+            self._closing_direct()
 
     def _seek(self, at: int, whence: int) -> int:
         """The next data or hole from at on, at most size. What the file cannot say is data."""

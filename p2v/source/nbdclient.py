@@ -54,6 +54,16 @@ class NbdSource:
                 if bad is not None:
                     raise unreadable(self.name, bad)
 
+    def attempt(self, offset: int, buffer: memoryview, direct: bool = True) -> int:
+        """One try of at most 4 MiB: the bytes at the start of buffer that are good. NBD tells all or nothing.
+
+        direct: makes no difference here.
+        """
+        check_read(self.name, self.size, offset, len(buffer), self._closed)
+        del direct
+        piece = buffer[:_MAX_READ]
+        return len(piece) if self._try(offset, piece) else 0
+
     def extents(self) -> Iterator[Extent]:
         """What the server says of its allocation: ZERO where it reads as zero, else DATA."""
         check_read(self.name, self.size, 0, 0, self._closed)
