@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from p2v.errors import LayoutError, MissingTool, P2VError, PlanError, ReadError, Unsupported
@@ -20,16 +21,18 @@ _START_SECONDS = 30
 _QEMU_SECONDS = 600  # for qemu-img on an image that it reads through
 
 
-def open_image(path: str, format: str, *, backing: bool = True) -> Source:
+def open_image(
+    path: str, format: str, *, backing: bool = True, options: Mapping[str, str] | None = None
+) -> Source:
     """An image of any format that qemu knows, read-only.
 
     format: qemu's name for it ("qcow2", "vpc"); never guessed. backing=False: what the image does not
-    hold itself reads as zero, and its backing file is not opened.
+    hold itself reads as zero, and its backing file is not opened. options: of qemu's driver.
     Raises PlanError (nothing there), LayoutError (not such an image), Unsupported (a backing file of
     unnamed format), MissingTool.
     """
     libnbd()
-    image = json_name(path, format, backing)
+    image = json_name(path, format, backing, options)
     if backing and format == "qcow2":
         _refuse_unnamed_backing(path)
     server = QemuNbd(image)
@@ -110,7 +113,7 @@ def _end(process: subprocess.Popen[bytes], folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def json_name(path: str, format: str, backing: bool) -> str:
+def json_name(path: str, format: str, backing: bool, more: Mapping[str, str] | None = None) -> str:
     """The image as a json: filename: no comma, colon or protocol in a path means anything there."""
     try:
         mode = os.stat(path).st_mode
@@ -123,7 +126,7 @@ def json_name(path: str, format: str, backing: bool) -> str:
         raise PlanError(f"{path!r}: the name is no UTF-8", path, "qemu could not be told this name",
                         "rename the file, or name a link to it") from error
     file = {"driver": "host_device" if stat.S_ISBLK(mode) else "file", "filename": os.path.abspath(path)}
-    options: dict[str, object] = {"driver": format, "file": file}
+    options: dict[str, object] = {**(more or {}), "driver": format, "file": file}
     if not backing:
         options["backing"] = None
     return "json:" + json.dumps(options)
