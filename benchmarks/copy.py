@@ -3,10 +3,11 @@
     python -m benchmarks.copy --size 2G --rounds 5 --folder /var/tmp
 
 The disk is a sparse raw file: a third data, a third zeroes that were written, a third holes, in runs of
-64 KiB to 16 MiB. Source in the page cache. Each job runs twice: output into the page cache ("cached":
+64 KiB to 16 MiB. A third of the data is noise, the rest are programs and libraries of this machine, so that
+packing has something to do. Source in the page cache. Each job runs twice: output into the page cache ("cached":
 p2v's fsync and early writeback do nothing, peers call neither), and until durable ("durable": fsync inside
 the time). p2v takes its digests in both; no peer takes any. Single runs on such machines vary threefold,
-so only the ratios say anything.
+so only the ratios say anything. Beside them: the size of our image, and of the peer's.
 """
 
 from __future__ import annotations
@@ -38,21 +39,24 @@ def main() -> None:
     parser.add_argument("--size", default="1G", help="of the disk: a number with K, M or G")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None, help="where source and images lie; default: a temporary one")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), help="which; default: all")
     options = parser.parse_args()
     size = int(options.size[:-1]) << UNITS[options.size[-1].upper()]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder, "source.raw")
         data = make_disk(source, size)
         print(f"{size >> 20} MiB, {data >> 20} MiB of it data; {options.rounds} rounds; ratio > 1: p2v is faster")
-        print(f"{'job':<24}{'peer':<28}{'best':>6}{'median':>8}   seconds best (p2v, peer)   CPU (p2v, peer)")
+        print(f"{'job':<24}{'peer':<28}{'best':>6}{'median':>8}   "
+              "seconds best-worst (p2v, peer)   CPU (p2v, peer)   MiB (p2v, peer)")
         for durable in (False, True):
-            for name, peers in JOBS.items():
-                compare(name, peers, source, Path(folder), options.rounds, durable)
+            for name in options.jobs:
+                compare(name, JOBS[name], source, Path(folder), options.rounds, durable)
 
 
 def make_disk(path: Path, size: int) -> int:
     """A disk with runs of data, written zeroes and holes in turn. Returns the bytes of data."""
     chance = random.Random(7)
+    programs = some_programs()
     at = data = 0
     with open(path, "wb") as file:
         file.truncate(size)
@@ -60,11 +64,28 @@ def make_disk(path: Path, size: int) -> int:
             kind = chance.choice("dzh")
             length = min(chance.choice((1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)), size - at)
             if kind != "h":
-                os.pwrite(file.fileno(), chance.randbytes(length) if kind == "d" else bytes(length), at)
+                os.pwrite(file.fileno(), content(chance, programs, length) if kind == "d" else bytes(length), at)
             data += length if kind == "d" else 0
             at += length
         os.fsync(file.fileno())
     return data
+
+
+def some_programs() -> bytes:
+    """64 MiB of what lies in /usr/bin and /usr/lib."""
+    found = bytearray()
+    for path in sorted(Path("/usr").glob("bin/*")) + sorted(Path("/usr/lib").glob("*/*.so*")):
+        if len(found) < 64 << 20 and path.is_file() and not path.is_symlink():
+            found += path.read_bytes()
+    return bytes(found[: 64 << 20])
+
+
+def content(chance: random.Random, programs: bytes, length: int) -> bytes:
+    """A run of data: noise or programs."""
+    if chance.random() < 1 / 3:
+        return chance.randbytes(length)
+    start = chance.randrange(max(1, len(programs) - length))
+    return programs[start : start + length].ljust(length, b"x")
 
 
 def p2v(name: str) -> Job:
@@ -107,6 +128,24 @@ JOBS: dict[str, dict[str, Job]] = {
         "qemu-img -W -m 8": program(*CONVERT, "qcow2", "-W", "-m", "8", "SRC", "OUT"),
         "qemu-img": program(*CONVERT, "qcow2", "SRC", "OUT"),
     },
+    "qcow2-deflate": {
+        "p2v": p2v("qcow2-deflate"),
+        "qemu-img -c -W -m 8": program(*CONVERT, "qcow2", "-c", "-W", "-m", "8", "SRC", "OUT"),
+    },
+    "qcow2-zstd": {
+        "p2v": p2v("qcow2-zstd"),
+        "qemu-img -c -W -m 8": program(*CONVERT, "qcow2", "-c", "-o", "compression_type=zstd", "-W", "-m", "8",
+                                       "SRC", "OUT"),
+    },
+    "vmdk": {
+        "p2v": p2v("vmdk"),
+        "qemu-img -W -m 8": program(*CONVERT, "vmdk", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "vmdk", "SRC", "OUT"),
+    },
+    "vmdk-stream": {
+        "p2v": p2v("vmdk-stream"),
+        "qemu-img": program(*CONVERT, "vmdk", "-o", "subformat=streamOptimized", "SRC", "OUT"),
+    },
 }
 
 
@@ -116,12 +155,14 @@ def compare(
     """Rounds in which each peer has its turn; one line per peer against p2v, the first one."""
     walls: dict[str, list[float]] = {peer: [] for peer in peers}
     cpus: dict[str, list[float]] = {peer: [] for peer in peers}
+    sizes: dict[str, int] = {}
     chance = random.Random(1)
     order = iter(chance.random, None)
     for number in range(rounds + 1):
         for peer in sorted(peers, key=lambda _: next(order)):
             out = folder / "out"
             wall, cpu = measured(peers[peer], source, out, durable)
+            sizes[peer] = out.stat().st_blocks * 512 >> 20
             out.unlink()
             if number:  # the first round only warms up
                 walls[peer].append(wall)
@@ -131,7 +172,8 @@ def compare(
         best = min(walls[peer]) / min(walls[ours])
         median = statistics.median(walls[peer]) / statistics.median(walls[ours])
         print(f"{name + (', durable' if durable else ', cached'):<24}{peer:<28}{best:>6.2f}{median:>8.2f}   "
-              f"{spread(walls[ours])}, {spread(walls[peer])}   {min(cpus[ours]):.2f}, {min(cpus[peer]):.2f}",
+              f"{spread(walls[ours])}, {spread(walls[peer])}   {min(cpus[ours]):.2f}, {min(cpus[peer]):.2f}   "
+              f"{sizes[ours]}, {sizes[peer]}",
               flush=True)
 
 

@@ -14,7 +14,7 @@ NAME = "qcow2-deflate"
 SEQUENTIAL = True
 
 _WINDOW_BITS = 12  # readers inflate with a window of 4 KiB; with a larger one they fail
-_LEVEL = 1  # of igzip: 2 is no smaller, 3 takes three times as long
+_LEVEL = 1  # of igzip: 2 gains 0.3 %, 3 gains 1 % in almost three times the time
 
 
 def create(path: str, size: int) -> ImageWriter:

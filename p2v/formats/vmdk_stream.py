@@ -47,7 +47,7 @@ LIMIT = 2016 << 30  # bytes: even when nothing shrinks, 32-bit sector numbers re
 _GRAIN_MARKER = struct.Struct("<QI")  # the grain's first sector on the disk, bytes of data that follow at once
 _MARKER = struct.Struct("<QII496x")  # sectors that follow, 0, type
 _TABLE, _DIRECTORY, _FOOTER = 1, 2, 3  # types of marker
-_LEVEL = 1  # of igzip: 2 is no smaller, 3 takes three times as long
+_LEVEL = 1  # of igzip: 2 gains 0.3 %, 3 gains 1 % in almost three times the time
 
 Blob: TypeAlias = tuple[bytes, list[tuple[int, int]]]  # whole sectors; (grain, sector where its marker lies there)
 
