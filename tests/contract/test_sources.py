@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pkgutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 
 import p2v.source
 from p2v.model import Extent, Kind, Range, Source
+from p2v.source.cowd import CowdDisk
 from p2v.source.device import open_disk
 from p2v.source.linear import Linear
 from p2v.source.nbd import open_image
 from p2v.source.nbdclient import NbdSource
+from p2v.source.ntfsclone import open_ntfsclone
 from p2v.source.overlaid import Overlaid
 from p2v.source.serve import Server
+from p2v.source.split import open_file, open_parts
 from p2v.source.watched import Watched
 from p2v.source.window import Window
 from p2v.testing import FaultySource, MemorySource, check_source, numbered_sectors
@@ -128,6 +132,48 @@ def joined(extents: Iterator[Extent]) -> list[tuple[int, Kind]]:
     return found
 
 
+@contextlib.contextmanager
+def split(folder: Path) -> Iterator[Case]:
+    for number, start in enumerate(range(0, len(DISK), 700 * 1024)):
+        (folder / f"disk.00{number}").write_bytes(DISK[start : start + 700 * 1024])
+    with contextlib.closing(open_parts(f"{folder}/disk.000")) as joined_parts:
+        yield joined_parts, DISK, [700 * 1024, 1400 * 1024]
+
+
+@contextlib.contextmanager
+def block_image(folder: Path) -> Iterator[Case]:
+    """An image of ntfsclone's: its holes are a gap each, and its last cluster is short."""
+    cluster, used = 4096, [any(DISK[at : at + 4096]) for at in range(0, len(DISK), 4096)]
+    head = struct.pack("<16sBBIQqQI", b"\0ntfsclone-image", 10, 1, cluster, len(DISK), len(DISK) // cluster,
+                       sum(used[: len(DISK) // cluster]), 56).ljust(56, b"\0")
+    body, gap = [], 0
+    for number, there in enumerate(used):
+        if there:
+            body += [b"\0" + struct.pack("<q", gap)] if gap else []
+            body.append(b"\1" + DISK[number * cluster : (number + 1) * cluster])
+        gap = 0 if there else gap + 1
+    (folder / "image").write_bytes(head + b"".join(body))
+    with contextlib.closing(open_ntfsclone(f"{folder}/image")) as volume:
+        assert joined(volume.extents())
+        yield volume, DISK, []
+
+
+@contextlib.contextmanager
+def cowd(folder: Path) -> Iterator[Case]:
+    """Grains of two sectors, an odd number of sectors, one table."""
+    grains = [DISK[at : at + 1024] for at in range(0, len(DISK), 1024)]
+    used = [number for number, grain in enumerate(grains) if any(grain)]
+    first = 4 + 1 + 32
+    table = [0] * 4096
+    for place, number in enumerate(used):
+        table[number] = first + 2 * place
+    head = struct.pack("<4s7I", b"COWD", 1, 3, len(DISK) // 512, 2, 4, 1, 0).ljust(2048, b"\0")
+    (folder / "image").write_bytes(head + struct.pack("<I508x", 5) + struct.pack("<4096I", *table)
+                                   + b"".join(grains[number].ljust(1024, b"\0") for number in used))
+    with contextlib.closing(CowdDisk(open_file(f"{folder}/image"))) as disk:
+        yield disk, DISK, []
+
+
 KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]], tuple[str, ...]]] = {
     "memory": (memory, ()),
     "device": (device, ()),
@@ -138,9 +184,15 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
     "watched": (watched, ()),
     "nbd raw": (nbd_raw, ("qemu-nbd",)),
     "nbd qcow2": (nbd_qcow2, ("qemu-nbd", "qemu-img")),
+    "split": (split, ()),
+    "blockimage ntfsclone": (block_image, ()),
+    "cowd": (cowd, ()),
     "nbdclient serve": (nbd_own_server, ("nbdinfo",)),
 }
-NO_SOURCES = {"bounds", "in_use", "nbdsession"}  # modules of the room that hold none
+NO_SOURCES = {  # modules of the room that hold none; partclone's needs partclone: tests/source/test_images_in.py
+    "bounds", "in_use", "nbdsession", "images", "tables", "vmdkfiles", "vmdktables", "vmdkimage", "vhdimage",
+    "vdiimage", "qcow2image", "partclone",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
