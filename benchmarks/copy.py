@@ -146,6 +146,21 @@ JOBS: dict[str, dict[str, Job]] = {
         "p2v": p2v("vmdk-stream"),
         "qemu-img": program(*CONVERT, "vmdk", "-o", "subformat=streamOptimized", "SRC", "OUT"),
     },
+    "vhd": {
+        "p2v": p2v("vhd"),
+        "qemu-img -W -m 8": program(*CONVERT, "vpc", "-o", "force_size=on", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "vpc", "-o", "force_size=on", "SRC", "OUT"),
+    },
+    "vhdx": {
+        "p2v": p2v("vhdx"),
+        "qemu-img -W -m 8": program(*CONVERT, "vhdx", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "vhdx", "SRC", "OUT"),
+    },
+    "vdi": {
+        "p2v": p2v("vdi"),
+        "qemu-img -W -m 8": program(*CONVERT, "vdi", "-W", "-m", "8", "SRC", "OUT"),
+        "qemu-img": program(*CONVERT, "vdi", "SRC", "OUT"),
+    },
 }
 
 

@@ -157,7 +157,7 @@ def test_a_large_sparse_disk_is_small_quick_and_right(name, tmp_path, needs):
         for place in (*places, MIB, size // 2, size - 2 * MIB):
             want = noise(MIB, place) if place in places else bytes(MIB)
             assert read(image, place, MIB) == want
-        if "vhdx" not in name:  # of which qemu tells no extents: all of 4 TiB would be read
+        if name not in ("vhdx", "vhdx-fixed", "vdi-fixed"):  # qemu tells no extents of them, or 4 million
             verify_copy(image, report)
 
 
