@@ -20,6 +20,8 @@ from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.nbd import allocated
 from p2v.target import target_named
 
+STREAM_HEAD = 64 << 10  # bytes of a VMDK in which its descriptor lies
+
 
 def adapt(
     images: Sequence[str | Path],
@@ -158,7 +160,7 @@ def finish_interrupted(run: RunDir, progress: Progress = no_progress) -> bool:
                             f"it names {disk!r}, which the plan does not have", "restore the folder from a backup")
         progress("write", index, len(writing))
         image = folder.image_path(by_id[disk].image, run)
-        inplace.replay(_journal(run, disk), str(image), by_id[disk].format)
+        inplace.replay(_journal(run, disk), str(image), qemu_driver(by_id[disk].format))
         _refresh_manifest(run, disk, inplace.ranges(_journal(run, disk)))
     run.save_state(writing=None)
     progress("write", len(writing), len(writing))
@@ -205,8 +207,23 @@ def _plan(
 
 
 def _refuse_uneditable(disks: Sequence[DiskPlan]) -> None:
+    """Raises Unsupported for an image whose content cannot be rewritten where it lies."""
     for disk in disks:
-        if not FORMATS[disk.format].EDITABLE:
-            raise Unsupported(f"a {disk.format} image cannot be edited in place", Where(item=disk.image),
+        form = FORMATS.get(disk.format)
+        if form is None or not form.EDITABLE or _is_stream(disk):
+            raise Unsupported(f"a {disk.format} image of this kind cannot be edited in place", Where(item=disk.image),
                               "its content cannot be rewritten where it lies",
                               "convert it: p2v convert IMAGE -o FOLDER")
+
+
+def _is_stream(disk: DiskPlan) -> bool:
+    """A VMDK made for streaming is called *.vmdk as any other."""
+    if disk.format != "vmdk":
+        return False
+    with open(disk.image, "rb") as file:
+        return b'createType="streamOptimized"' in file.read(STREAM_HEAD)
+
+
+def qemu_driver(format: str) -> str:
+    """What qemu calls a format of ours."""
+    return "vpc" if format.startswith("vhd") and not format.startswith("vhdx") else format.split("-")[0]

@@ -78,7 +78,7 @@ def planned(command: Command) -> Command:
         click.option("--target", default="kvm", show_default=True, help="Where the guest will run."),
         click.option("--drivers", multiple=True, type=click.Path(), metavar="DIR",
                      help="Folder with driver files that the guest lacks; may be given several times."),
-        click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.qcow2)."),
+        click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …)."),
     )):
         command = option(command)
     return command
@@ -134,7 +134,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("disks", nargs=-1, required=True, type=click.Path())
-@click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.qcow2).")
+@click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …).")
 @common
 @reported
 def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import lzma
 import os
 import shutil
@@ -17,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2v import adaptation
 from p2v.errors import LayoutError, P2VError, PlanError, ReadError, Unsupported
-from p2v.model import Kind, Source, read
+from p2v.model import DiskPlan, Kind, Source, read
 from p2v.planning import open_source
 from p2v.source.blockimage import BlockIndex
 from p2v.source.images import INPUTS, name_of, open_input
@@ -391,6 +393,16 @@ def test_split_raw(marks: str, tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="is missing") as caught:
         open_source(first)
     assert caught.value.where.source == f"{tmp_path}/disk.img.{marks[2]}"
+
+
+def test_parts_are_not_edited_in_place(tmp_path: Path) -> None:
+    for mark in ("001", "002"):
+        (tmp_path / f"disk.{mark}").write_bytes(DATA[:MIB])
+    disk = DiskPlan("disk0", str(tmp_path / "disk.001"), 2 * MIB, 512, "", "raw", str(tmp_path / "disk.001"))
+    with pytest.raises(Unsupported, match="edited in place"):
+        adaptation._refuse_uneditable([disk])
+    with pytest.raises(Unsupported, match="a partclone image"):
+        adaptation._refuse_uneditable([dataclasses.replace(disk, format="partclone")])
 
 
 def test_other_images_are_not_read_in_parts(tmp_path: Path) -> None:
