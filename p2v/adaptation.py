@@ -208,9 +208,11 @@ def _plan(
 
 def _refuse_uneditable(disks: Sequence[DiskPlan]) -> None:
     """Raises Unsupported for an image whose content cannot be rewritten where it lies."""
+    from p2v.source.split import parts_of
+
     for disk in disks:
         form = FORMATS.get(disk.format)
-        if form is None or not form.EDITABLE or _is_stream(disk):
+        if form is None or not form.EDITABLE or len(parts_of(disk.image)) > 1 or _is_stream(disk):
             raise Unsupported(f"a {disk.format} image of this kind cannot be edited in place", Where(item=disk.image),
                               "its content cannot be rewritten where it lies",
                               "convert it: p2v convert IMAGE -o FOLDER")

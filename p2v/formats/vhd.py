@@ -28,7 +28,7 @@ from p2v.model import read as read_bytes
 NAME = "vhd"
 SUFFIX = ".vhd"
 SEQUENTIAL = False
-EDITABLE = False  # qemu's name for it is vpc, which the editing in place does not know
+EDITABLE = True
 LIMIT = 2040 << 30  # bytes: what Hyper-V and qemu take
 
 FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4

@@ -13,6 +13,7 @@ from fixtures.qemu import boot_text
 from fixtures.servers import build_nt4_ntfs
 from p2v import inplace, planning
 from p2v.errors import DriftError, GuestError
+from p2v.formats import FORMATS
 from p2v.model import Filesystem
 
 pytestmark = pytest.mark.appliance
@@ -144,3 +145,43 @@ def test_a_missing_driver_leaves_the_image_alone(corpus: Path, tmp_path: Path) -
     assert "atapi.sys" in str(error.value) and "--drivers" in str(error.value)
     assert server.disks[0].read_bytes() == before
     assert not Path(f"{server.disks[0]}.p2v").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.EDITABLE])
+def test_every_editable_format_is_edited_in_place(tmp_path: Path, name: str) -> None:
+    """What the formats say of themselves is true: the journal goes in, and nothing else changes."""
+    from p2v.adaptation import qemu_driver
+    from p2v.copy import plan_copy, run_copy
+    from p2v.model import Range, read
+    from p2v.testing import MemorySource, numbered_sectors
+
+    before = numbered_sectors("disk0", 4 << 20)
+    after = before[:65536] + b"edited" * 1000 + before[65536 + 6000:]
+    source = MemorySource(before, "disk0")
+    image = tmp_path / f"disk0{FORMATS[name].SUFFIX}"
+    writer = FORMATS[name].create(str(image), source.size)
+    run_copy(source, plan_copy(source), writer)
+    writer.finish()
+    journal = tmp_path / "journal"
+    inplace.write_journal(journal, source, MemorySource(after, "b"), [Range(0, 1 << 20)])
+    inplace.replay(journal, str(image), qemu_driver(name))
+    edited = FORMATS[name].read(str(image))
+    assert read(edited, 0, len(after)) == after
+    edited.close()
+
+
+def test_a_stream_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    from p2v.adaptation import _refuse_uneditable
+    from p2v.errors import Unsupported
+    from p2v.model import DiskPlan
+
+    for name in FORMATS:
+        if FORMATS[name].EDITABLE:
+            continue
+        image = tmp_path / f"{name}{FORMATS[name].SUFFIX}"
+        writer = FORMATS[name].create(str(image), 1 << 20)
+        writer.write_at(0, memoryview(b"x" * 65536))
+        writer.finish()
+        format = planning.format_by_name(image)
+        with pytest.raises(Unsupported, match="cannot be edited in place"):
+            _refuse_uneditable([DiskPlan("disk0", str(image), 1 << 20, 512, "", format, str(image), format)])
