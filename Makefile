@@ -6,6 +6,8 @@ VENV = .venv
 RUN = $(VENV)/bin/python
 PACKAGES = $(shell sed 's/\#.*//' packages.txt)
 DEMO = demo
+# mkntfs and its like lie in /usr/sbin, which Debian leaves out of an ordinary user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .PHONY: setup test demo bench clean
 
@@ -24,7 +26,7 @@ $(VENV)/.done: packages.txt pyproject.toml
 	        -o DPkg::Lock::Timeout=600 $$missing >/dev/null || exit 1; \
 	fi
 	$(PYTHON) -m venv --system-site-packages $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -e '.[test]'
 	@touch $@
 
 test: setup
