@@ -9,7 +9,7 @@ DEMO = demo
 # mkntfs and its like lie in /usr/sbin, which Debian leaves out of an ordinary user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup test demo bench clean
+.PHONY: setup test test-slow demo bench clean
 
 setup: $(VENV)/.done
 
@@ -31,6 +31,9 @@ $(VENV)/.done: packages.txt pyproject.toml
 
 test: setup
 	$(RUN) -m pytest
+
+test-slow: setup
+	$(RUN) -m pytest -m slow
 
 demo: setup
 	@$(RUN) -m fixtures.demo $(DEMO)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         WriteError,
     )
     from p2v.folder import load_plan
+    from p2v.imaging import Options as ImageOptions
+    from p2v.imaging import image
     from p2v.model import Plan, Source
     from p2v.planning import Inspection, inspect, plan
     from p2v.planning import open_source as open
@@ -47,16 +49,18 @@ _HOMES = {
                    "MissingTool", "P2VError", "PlanError", "ReadError", "Severity", "Unsupported", "Where",
                    "WriteError"),
     "p2v.folder": ("load_plan",),
+    "p2v.imaging": ("image",),
     "p2v.model": ("Plan", "Source"),
     "p2v.planning": ("Inspection", "inspect", "plan"),
 }
-_RENAMED = {"open": ("p2v.planning", "open_source"), "render": ("p2v.rendering", "render_plan")}
+_RENAMED = {"ImageOptions": ("p2v.imaging", "Options"), "open": ("p2v.planning", "open_source"),
+            "render": ("p2v.rendering", "render_plan")}
 _HOME = {name: (home, name) for home, names in _HOMES.items() for name in names} | _RENAMED
 
 __all__ = [
-    "Cancelled", "DriftError", "Finding", "GuestError", "Inspection", "LayoutError", "MismatchError",
+    "Cancelled", "DriftError", "Finding", "GuestError", "ImageOptions", "Inspection", "LayoutError", "MismatchError",
     "MissingTool", "P2VError", "Plan", "PlanError", "ReadError", "Result", "Severity", "Source",
-    "Unsupported", "Where", "WriteError", "adapt", "convert", "inspect", "load_plan", "open", "plan",
+    "Unsupported", "Where", "WriteError", "adapt", "convert", "image", "inspect", "load_plan", "open", "plan",
     "render", "undo", "verify",
 ]
 

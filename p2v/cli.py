@@ -9,6 +9,7 @@ import functools
 import json
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE_WITH_LOSSES = 20  # finished, but ranges of a source were unreadable
+EVERY = 0.5  # seconds between two lines of progress for other programs
+
 
 def reported(command: Command) -> Command:
     """Errors of p2v as text (or JSON) and their exit code; no traceback unless --debug."""
@@ -85,16 +88,17 @@ def planned(command: Command) -> Command:
 
 
 class Bar:
-    """The library's progress: a tqdm bar a stage on a terminal, a line a stage elsewhere."""
+    """The library's progress: a tqdm bar a stage on a terminal, a line a stage elsewhere; quiet: JSON lines."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._stage = ""
+        self._stage, self._told = "", 0.0
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """progress(stage, done, total), as the library calls it."""
         if self._quiet:
+            self._line(stage, done, total)
             return
         if stage != self._stage:
             self.close()
@@ -106,6 +110,13 @@ class Bar:
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 
+    def _line(self, stage: str, done: int, total: int) -> None:
+        """A JSON object a line on stderr: at each stage's beginning and end, and twice a second between."""
+        now = time.monotonic()
+        if stage != self._stage or done == total or now - self._told >= EVERY:
+            self._stage, self._told = stage, now
+            print(json.dumps({"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """End the bar of the current stage."""
         if self._bar is not None:
@@ -116,7 +127,7 @@ class Bar:
 def _new_bar(stage: str, total: int) -> Any:
     from tqdm import tqdm
 
-    if stage.startswith(("copy", "verify")):  # counted in bytes: rate and time left mean something
+    if stage.startswith(("copy", "verify")) or "rescue" in stage:  # counted in bytes: rate and time left mean something
         return tqdm(total=total, desc=stage, file=sys.stderr, unit="B", unit_scale=True, unit_divisor=1024)
     return tqdm(total=total, desc=stage, file=sys.stderr, bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}]")
 
@@ -198,6 +209,55 @@ def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bo
     _tell(result, "converted", as_json)
 
 
+class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's stubs only
+    """Bytes, with K, M or G for powers of 1024."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: Any, context: Any) -> int:
+        """The number."""
+        text = str(value).strip().upper()
+        factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1)
+        try:
+            number = int(text[:-1] if factor > 1 else text) * factor
+        except ValueError:
+            number = 0
+        if number <= 0:
+            self.fail(f"{value!r} is no amount: say 500000, 800K, 20M or 1G", param, context)
+        return number
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(allow_dash=True),
+              help="The image; a folder for several disks; - for a pipe (raw); null to measure the source.")
+@click.option("--format", metavar="NAME", help="Format of the image (else by its name, else raw).")
+@click.option("--source-format", metavar="NAME", help="Format of the sources (else by name).")
+@click.option("--all", "everything", is_flag=True, help="Copy what a filesystem calls free, too.")
+@click.option("--resume", is_flag=True, help="Go on with a copy that was cut short.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--retries", default=0, type=click.IntRange(0), help="Tries more for each unreadable sector.")
+@click.option("--rate", type=Amount(), default=None, help="Read no more than so many bytes a second (20M).")
+@click.option("--run", "run_folder", type=click.Path(), help="Where to keep progress (else OUTPUT.p2v).")
+@common
+@reported
+def image(sources: tuple[str, ...], output: str, as_json: bool, everything: bool, retries: int, rate: int | None,
+          **words: Any) -> None:
+    """Copy SOURCES into images as they are: nothing is edited, free space is left out.
+
+    A disk with bad places is rescued as GNU ddrescue does it; the map is kept beside the image.
+    """
+    import p2v
+
+    bar = Bar(as_json)
+    try:
+        result = p2v.image(sources, output, options=p2v.ImageOptions(everything, rate or 0, retries), progress=bar,
+                           **words)
+    finally:
+        bar.close()
+    _tell(result, "copied", as_json, file=sys.stderr if output == "-" else None)
+
+
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("--run", "run_folder", type=click.Path(), help="Where to keep the run (else FIRST_IMAGE.p2v).")
@@ -250,10 +310,10 @@ def undo(folder: str, as_json: bool) -> None:
     _tell(result, "undone", as_json)
 
 
-def _tell(result: Result, verb: str, as_json: bool) -> None:
+def _tell(result: Result, verb: str, as_json: bool, file: Any = None) -> None:
     from p2v.rendering import render_result, result_json
 
-    print(json.dumps(result_json(result, verb), indent=2) if as_json else render_result(result, verb))
+    print(json.dumps(result_json(result, verb), indent=2) if as_json else render_result(result, verb), file=file)
     if any(report.bad for report in result.reports.values()):
         sys.exit(DONE_WITH_LOSSES)
 

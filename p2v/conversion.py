@@ -250,7 +250,8 @@ def appliance_finding(run: RunDir) -> Iterator[Finding]:
     backend = run.state().get("appliance")
     if backend:
         how = "on KVM" if backend == "kvm" else "without KVM (TCG): slower to start, the same result"
-        yield Finding(f"the guest was edited in the libguestfs appliance, {how}")
+        yield Finding(f"the guest was edited in the libguestfs appliance, {how}", Where(item=str(run.run / "log")),
+                      next="nothing")
 
 
 def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding, ...]:
@@ -281,9 +282,13 @@ def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Canc
 
     output: what convert made, or an adapted image's IMAGE.p2v; that has no manifest, so the content is not
     checked, and the result says so. Raises MismatchError; a VM that has run since fails on content, and may
-    pass on the changes.
+    pass on the changes. What p2v image made has content only.
     """
     run = RunDir.of_output(output)
+    if not run.plan.exists() and "image" in run.state():
+        from p2v import imaging
+
+        return imaging.verify(output, progress=progress, cancel=cancel)
     plan = folder.load_plan(output)
     if run.state().get("undone"):
         raise MismatchError("the changes of this run were undone", Where(item=str(run.folder)),

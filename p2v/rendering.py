@@ -181,7 +181,7 @@ def render_result(result: Result, verb: str) -> str:
     """What a finished run prints."""
     if result.done_before:
         return f"{result.folder}: nothing to do, all of it is {verb} already."
-    lines = [f"{verb}: {result.folder}, {result.changes} change(s)"]
+    lines = [f"{verb}: {result.folder}" + (f", {result.changes} change(s)" if result.changes else "")]
     for disk, report in result.reports.items():
         lines.append(f"  {disk}  " + ", ".join(
             f"{amount(size)} {kind.replace('_', ' ')}" for kind, size in report.counts.items() if size))

@@ -58,7 +58,13 @@ class Salvage:
         self._rescue = Rescue(source, self._domain, self._chart, self._take, retries=retries, tick=self._tick)
 
     def run(self) -> CopyReport:
-        """All phases. Raises DeviceGone, Cancelled, WriteError; the last checkpoint is saved before."""
+        """All phases, once. Raises DeviceGone, Cancelled, WriteError; the last checkpoint is saved before."""
+        try:
+            return self._run()
+        finally:
+            self._spool.close()
+
+    def _run(self) -> CopyReport:
         try:
             self._rescue.run()
         except (Cancelled, KeyboardInterrupt, ReadError):
@@ -218,7 +224,7 @@ class _Spool:
     def __init__(self, path: Path, size: int, *, keep: bool) -> None:
         self._path = path
         try:
-            self._file = open(path, "r+b" if keep else "w+b", buffering=0)  # noqa: SIM115 -- closed by remove() or with us
+            self._file = open(path, "r+b" if keep else "w+b", buffering=0)  # noqa: SIM115 -- closed by close()
             os.truncate(path, -(-size // CHUNK) * CHUNK)
         except OSError as error:
             raise self._failed(error) from error
@@ -246,9 +252,12 @@ class _Spool:
         except OSError as error:
             raise self._failed(error) from error
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
     def remove(self) -> None:
         """It has served."""
-        self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> WriteError:

@@ -26,13 +26,17 @@ class Paced:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """As the source does, after a wait where it would be too fast."""
+        self.pause(len(buffer))
+        self._source.read_into(offset, buffer)
+
+    def pause(self, length: int) -> None:
+        """Wait until length bytes more may be read."""
         with self._lock:
             now = self._clock()
             begin = max(self._ready, now)
-            self._ready = begin + len(buffer) / self._rate
+            self._ready = begin + length / self._rate
         if begin > now:
             self._wait(begin - now)
-        self._source.read_into(offset, buffer)
 
     def extents(self) -> Iterable[Extent]:
         """As the source says."""

@@ -1,0 +1,119 @@
+"""Whose bytes are these? The files of a volume that lie in ranges which were lost.
+
+Read through libfsntfs and libfsfat, from the image: the failing disk is not asked again. What is zero there
+may be the list of files itself; what cannot be walked is said.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from p2v.errors import Finding, Severity, Where
+from p2v.filesystem.reader import LIBRARY_ERRORS, _fat_volume, _ntfs_volume
+from p2v.filesystem.sourcefile import SourceFile
+from p2v.model import Filesystem, Range, Source
+
+MOST = 200  # files that are named
+DEEPEST = 128  # folders in one path
+_LARGEST = 5_000_000  # entries that are looked at
+_HOLE = 1  # flag of an extent that takes no space
+
+
+def files_hit(volume: str, source: Source, filesystem: Filesystem, lost: Sequence[Range]) -> Iterator[Finding]:
+    """A finding for each file that has lost content, and one for what cannot be told.
+
+    volume: its name in the plan. source: the volume in the image. lost: its ranges, ascending, not touching.
+    """
+    if filesystem.kind != "ntfs" and not filesystem.kind.startswith("fat"):
+        yield _unknown(volume, "p2v reads the files of NTFS and FAT volumes")
+        return
+    total, count, unread = 0, 0, ""
+    try:
+        library = _ntfs_volume() if filesystem.kind == "ntfs" else _fat_volume()
+        library.open_file_object(SourceFile(source))
+        for path, bytes_lost in _walk(library.get_root_directory(), lost):
+            if bytes_lost is None:
+                unread = unread or path
+                continue
+            count, total = count + 1, total + bytes_lost
+            if count <= MOST:
+                yield Finding(f"{volume}:{path} has lost {bytes_lost} bytes", Where(volume, item=path),
+                              "they could not be read and are zeroes in the image", _next(path), Severity.WARNING)
+    except LIBRARY_ERRORS as error:
+        yield _unknown(volume, f"its files cannot be walked: {str(error).split('. ')[0]}")
+        return
+    if count > MOST:
+        yield Finding(f"{count - MOST} more files of {volume} have lost content", Where(volume), "as those before",
+                      "restore them from a backup", Severity.WARNING)
+    if unread:
+        yield _unknown(volume, f"{unread} cannot be read, so files below it are not known")
+    everything = sum(span.length for span in lost)
+    if total < everything and not unread:
+        yield Finding(f"{everything - total} lost bytes of {volume} belong to no file", Where(volume),
+                      "free space, or structures of the filesystem that no file holds",
+                      "have Windows check the volume in the VM (chkdsk)")
+
+
+def _next(path: str) -> str:
+    if path.startswith("\\$"):
+        return "this file is the filesystem itself: have the VM's volume checked (chkdsk), and look at what is gone"
+    return "restore this file from a backup"
+
+
+def _unknown(volume: str, why: str) -> Finding:
+    return Finding(f"which files of {volume} have lost content cannot be told", Where(volume), why,
+                   "have Windows check the volume in the VM (chkdsk)", Severity.WARNING)
+
+
+def _walk(root: Any, lost: Sequence[Range]) -> Iterator[tuple[str, int | None]]:
+    """(path, bytes lost) of each file that lost any; (path, None) of what cannot be read."""
+    ends = [span.end for span in lost]
+    todo: list[tuple[str, Any, int]] = [("", root, 0)]
+    left = _LARGEST
+    while todo:
+        path, entry, depth = todo.pop()
+        try:
+            hit = sum(_overlap(extent, lost, ends) for extent in _extents(entry))
+            if hit:
+                yield path or "\\", hit
+            count = entry.number_of_sub_file_entries if depth < DEEPEST else 0
+        except LIBRARY_ERRORS:
+            yield path or "\\", None
+            continue
+        for index in range(count):
+            left -= 1
+            if left < 0:
+                yield path or "\\", None
+                return
+            try:
+                below = entry.get_sub_file_entry(index)
+                name = below.name
+            except LIBRARY_ERRORS:
+                yield f"{path}\\?", None
+                continue
+            if name and name not in (".", ".."):
+                todo.append((f"{path}\\{name}", below, depth + 1))
+
+
+def _extents(entry: Any) -> Iterator[tuple[int, int, int]]:
+    """(offset, length, flags) of all that a file holds, its named streams too."""
+    for index in range(entry.number_of_extents):
+        yield entry.get_extent(index)
+    for number in range(getattr(entry, "number_of_alternate_data_streams", 0)):
+        stream = entry.get_alternate_data_stream(number)
+        for index in range(stream.number_of_extents):
+            yield stream.get_extent(index)
+
+
+def _overlap(extent: tuple[int, int, int], lost: Sequence[Range], ends: Sequence[int]) -> int:
+    offset, length, flags = extent
+    if flags & _HOLE or length <= 0:
+        return 0
+    total = 0
+    for span in lost[bisect.bisect_right(ends, offset) :]:
+        if span.offset >= offset + length:
+            break
+        total += min(span.end, offset + length) - max(span.offset, offset)
+    return total
