@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import sys
 import time
@@ -20,7 +21,9 @@ from p2v.errors import Cancelled, P2VError
 
 if TYPE_CHECKING:
     from p2v.conversion import Result
+    from p2v.model import Plan
 
+PATH = click.Path(readable=False)  # p2v's own answer to what cannot be read says more than click's
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE_WITH_LOSSES = 20  # finished, but ranges of a source were unreadable
 EVERY = 0.5  # seconds between two lines of progress for other programs
@@ -36,7 +39,7 @@ def reported(command: Command) -> Command:
             command(**words)
         except (KeyboardInterrupt, Cancelled) as error:
             _fail(error if isinstance(error, Cancelled) else Cancelled(
-                "stopped", why="you asked for it; the source is untouched and no image looks finished",
+                "stopped", why="you asked for it; sources are untouched, and nothing half-done bears an image's name",
                 next="run the same command again to go on"), as_json, debug)
         except P2VError as error:
             _fail(error, as_json, debug)
@@ -79,7 +82,7 @@ def planned(command: Command) -> Command:
     """The options of every command that makes a plan."""
     for option in reversed((
         click.option("--target", default="kvm", show_default=True, help="Where the guest will run."),
-        click.option("--drivers", multiple=True, type=click.Path(), metavar="DIR",
+        click.option("--drivers", multiple=True, type=PATH, metavar="DIR",
                      help="Folder with driver files that the guest lacks; may be given several times."),
         click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …)."),
     )):
@@ -144,7 +147,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("disks", nargs=-1, required=True, type=click.Path())
+@click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …).")
 @common
 @reported
@@ -159,8 +162,8 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) ->
 
 
 @main.command()
-@click.argument("disks", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", required=True, type=click.Path(), help="The folder that will hold the VM.")
+@click.argument("disks", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="The folder that will hold the VM.")
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
 @click.option("--force", is_flag=True, help="Take the output folder although it holds another plan's images.")
 @planned
@@ -181,8 +184,8 @@ def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **word
 
 
 @main.command()
-@click.argument("disks", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="The folder that will hold the VM.")
+@click.argument("disks", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=PATH, help="The folder that will hold the VM.")
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds.")
 @planned
@@ -194,7 +197,7 @@ def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bo
     from p2v.folder import load_plan
 
     if output is None:
-        if len(disks) != 1:
+        if len(disks) != 1 or os.path.isfile(disks[0]):
             raise click.UsageError("name the output folder with -o, or one folder that p2v plan has made")
         made = load_plan(disks[0])
     else:
@@ -228,7 +231,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path())
+@click.argument("sources", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=click.Path(allow_dash=True),
               help="The image; a folder for several disks; - for a pipe (raw); null to measure the source.")
 @click.option("--format", metavar="NAME", help="Format of the image (else by its name, else raw).")
@@ -236,9 +239,11 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 @click.option("--all", "everything", is_flag=True, help="Copy what a filesystem calls free, too.")
 @click.option("--resume", is_flag=True, help="Go on with a copy that was cut short.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--since", type=PATH, metavar="MANIFEST",
+              help="Write into OUTPUT only what has changed since this manifest (OUTPUT.p2v/manifest.json).")
 @click.option("--retries", default=0, type=click.IntRange(0), help="Tries more for each unreadable sector.")
 @click.option("--rate", type=Amount(), default=None, help="Read no more than so many bytes a second (20M).")
-@click.option("--run", "run_folder", type=click.Path(), help="Where to keep progress (else OUTPUT.p2v).")
+@click.option("--run", "run_folder", type=PATH, help="Where to keep progress (else OUTPUT.p2v).")
 @common
 @reported
 def image(sources: tuple[str, ...], output: str, as_json: bool, everything: bool, retries: int, rate: int | None,
@@ -259,8 +264,8 @@ def image(sources: tuple[str, ...], output: str, as_json: bool, everything: bool
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--run", "run_folder", type=click.Path(), help="Where to keep the run (else FIRST_IMAGE.p2v).")
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--run", "run_folder", type=PATH, help="Where to keep the run (else FIRST_IMAGE.p2v).")
 @planned
 @common
 @reported
@@ -269,17 +274,21 @@ def adapt(images: tuple[str, ...], run_folder: str | None, as_json: bool, **word
     import p2v
 
     bar = Bar(as_json)
+
+    def show(made: Plan) -> None:
+        if not as_json and made.changes:
+            bar.close()
+            print(p2v.render(made), "\n", flush=True)
+
     try:
-        made, result = p2v.adapt(images, run_folder=run_folder, progress=bar, **words)
+        _, result = p2v.adapt(images, run_folder=run_folder, progress=bar, on_plan=show, **words)
     finally:
         bar.close()
-    if not as_json:
-        print(p2v.render(made), "\n")
     _tell(result, "adapted", as_json)
 
 
 @main.command()
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=PATH)
 @common
 @reported
 def verify(folder: str, as_json: bool) -> None:
@@ -295,7 +304,7 @@ def verify(folder: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=PATH)
 @common
 @reported
 def undo(folder: str, as_json: bool) -> None:

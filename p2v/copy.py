@@ -112,6 +112,7 @@ def run_copy(
     keeper: Keeper | None = None,
     resume: Checkpoint | None = None,
     careful: bool = True,
+    known: Digests | None = None,
 ) -> CopyReport:
     """Copy source into writer in one ascending pass. Neither finishes nor aborts the writer.
 
@@ -120,11 +121,12 @@ def run_copy(
     keeper: is given checkpoints as they fall due, the last one when all is copied, or when the copy is
     stopped or the source fails. resume: one of them, whose state the writer was reopened from, of the same
     extents: the copy goes on from there. careful: without it the first unreadable chunk is a ReadError.
+    known: what writer holds already: only chunks with another digest are written.
     Raises WriteError from the writer, ReadError when the device itself seems gone, Cancelled.
     No thread is left when it returns or raises.
     """
     check(extents, source.size)
-    job = _Copy(source, writer, keeper, resume, careful)
+    job = _Copy(source, writer, keeper, resume, careful, known)
     try:
         _pass(source.size, extents, job, "copy", progress, cancel)
     except (Cancelled, KeyboardInterrupt, ReadError):
@@ -135,16 +137,19 @@ def run_copy(
     return job.report(extents)
 
 
-def hand_over(writer: ImageWriter, item: Item, scan: Scan) -> int:
-    """Write a chunk. Returns how many bytes of what was read turned out zero."""
+def hand_over(writer: ImageWriter | None, item: Item, scan: Scan) -> int:
+    """Write a chunk. Returns how many bytes of what was read turned out zero. writer: None to count only."""
     found = 0
     for start, end, lives in scan.runs():
+        if not lives:
+            span = Range(item.offset + start, end - start)
+            found += overlap(item.pieces, span) - overlap(scan.bad, span)
+        if writer is None:
+            continue
         if lives:
             writer.write_at(item.offset + start, scan.buffer[start:end])
-            continue
-        writer.zero(item.offset + start, end - start)
-        span = Range(item.offset + start, end - start)
-        found += overlap(item.pieces, span) - overlap(scan.bad, span)
+        else:
+            writer.zero(item.offset + start, end - start)
     return found
 
 
@@ -193,10 +198,11 @@ class _Copy:
     """run_copy's two halves: read() in any thread, hand_on() one at a time and ascending."""
 
     def __init__(
-        self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None, careful: bool
+        self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None, careful: bool,
+        known: Digests | None,
     ) -> None:
         self._source, self._writer, self._keeper = source, writer, keeper
-        self._careful, self._is_careful = Careful(source), careful
+        self._careful, self._is_careful, self._known = Careful(source), careful, known
         self._begun = time.monotonic() - (resume.seconds if resume else 0)
         self._digests = resume.digests if resume else Digests(source.size)
         self._found_zero = resume.found_zero if resume else 0
@@ -217,15 +223,24 @@ class _Copy:
 
     def hand_on(self, item: Item, result: Scan | None) -> None:
         if result is None:
-            self._writer.zero(item.offset, item.length)
+            self._zero(item)
         else:
             self._write(item, result)
         self.done += item.length
         if self._keeper is not None and self._keeper.due(self.done):
             self.keep()
 
+    def _zero(self, item: Item) -> None:
+        if self._known is None:
+            self._writer.zero(item.offset, item.length)
+            return
+        for index in self._known.not_zero(item.index, -(-item.length // CHUNK)):
+            self._writer.zero(index * CHUNK, min(CHUNK, self._source.size - index * CHUNK))
+
     def _write(self, item: Item, scan: Scan) -> None:
-        self._found_zero += hand_over(self._writer, item, scan)
+        known = self._known
+        same = known is not None and known.digest(item.index) == (scan.digest or known.zero(item.index))
+        self._found_zero += hand_over(None if same else self._writer, item, scan)
         if scan.digest is not None:
             self._digests.put(item.index, scan.digest)
         for part in scan.bad:

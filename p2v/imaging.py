@@ -34,7 +34,7 @@ from p2v.folder import image_path, load_reports
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, clear, image_files
 from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Kind, Progress, Range, Source, no_progress
-from p2v.outlets import Nowhere, Pipe
+from p2v.outlets import Existing, Nowhere, Pipe
 from p2v.rescue import Once
 from p2v.rundir import RunDir, load_json, save_bytes, save_json
 from p2v.salvage import Salvage
@@ -43,6 +43,8 @@ from p2v.source.paced import Paced
 from p2v.volume import Layout
 
 SECONDS = 20.0  # between two checkpoints
+DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
+"""The suffix of a format → what qemu calls it."""
 RANGES = 40  # that could not be read and are told one by one
 
 
@@ -68,6 +70,7 @@ def image(
     run_folder: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    since: str | Path | None = None,
     options: Options = Options(),
     progress: Progress = no_progress,
     cancel: Cancel | None = None,
@@ -78,7 +81,8 @@ def image(
     output: the image; with several sources the folder for disk0, disk1 and so on; "null" to measure the
     source; "-" to send a raw image to the open file descriptor pipe. format: a name of FORMATS; without it the
     output's name says it, and raw is what no name says. run_folder: where progress is kept, OUTPUT.p2v else.
-    resume: go on with what was cut short. force: replace what is there.
+    resume: go on with what was cut short. force: replace what is there. since: the manifest of this very image:
+    only what has changed since is written into it.
     Raises PlanError when the output is taken, Unsupported, ReadError (DeviceGone: go on when it is back),
     DriftError when resuming onto another disk, WriteError, Cancelled.
     """
@@ -93,6 +97,8 @@ def image(
                   "formats": [kind for _, kind in images], "everything": options.everything}
         jobs = {disk: Job(FORMATS[kind], path, CopyLog(run.run, disk), "", options.seconds)
                 for disk, (path, kind) in zip(disks, images, strict=True)}
+        if since is not None:
+            return _update(disks, jobs, run, wanted, Path(since), options, progress, cancel)
         if _claim(run, jobs, wanted, resume=resume, force=force):
             reports = load_reports(run)
             return Result(str(output), files, 0, reports, (), done_before=True)
@@ -378,6 +384,57 @@ def _finish(
     run.save_state(finished=True)
     for job in jobs.values():
         job.log.clear()
+
+
+def _update(
+    disks: Mapping[str, Source], jobs: Mapping[str, Job], run: RunDir, wanted: Mapping[str, object], since: Path,
+    options: Options, progress: Progress, cancel: Cancel | None,
+) -> Result:
+    """Write into finished images what has changed on their disks. Cut short, the next time everything is written."""
+    from p2v.stage import opened_for_writing
+
+    known = _known(disks, jobs, run, wanted, since)
+    seen, findings = _view(disks)
+    halfway = bool(run.state().get("updating"))
+    run.save_state(updating=True, finished=None)
+    reports = {}
+    for disk, source in disks.items():
+        extents = plan_copy(source, () if options.everything else spared(disk, seen))
+        with opened_for_writing(str(jobs[disk].path), DRIVERS[jobs[disk].form.SUFFIX]) as handle:
+            writer = Existing(handle)
+            reports[disk] = run_copy(Paced(source, options.rate) if options.rate else source, extents, writer,
+                                     progress=progress, cancel=cancel, careful=False,
+                                     known=None if halfway else known[disk].digests)
+            writer.finish()
+    _finish(run, jobs, disks, reports)
+    run.save_state(updating=None, fingerprints=None)
+    files = tuple(str(job.path) for job in jobs.values())
+    return Result(str(run.folder), files, 0, reports, tuple(findings))
+
+
+def _known(
+    disks: Mapping[str, Source], jobs: Mapping[str, Job], run: RunDir, wanted: Mapping[str, object], since: Path
+) -> dict[str, CopyReport]:
+    """What the images hold. Raises PlanError, Unsupported, DriftError where they cannot be brought up to date."""
+    for job in jobs.values():
+        if not job.form.EDITABLE or job.form.SUFFIX not in DRIVERS:
+            raise Unsupported(f"a {job.form.NAME} image cannot be written where it lies", str(job.path),
+                              "its content has no place to be replaced", "copy again with --force")
+    state = run.state()
+    if state.get("image") != wanted or not all(job.path.exists() for job in jobs.values()) \
+            or not (state.get("finished") or state.get("updating")):
+        raise PlanError("there is no finished copy to bring up to date", Where(item=str(run.folder)),
+                        "--since writes into the image of the same sources, format and options",
+                        "give the words of the first copy, or copy anew")
+    known = load_reports(RunDir(since.parent, run.run)) if since.name == run.manifest.name else {}
+    if set(known) != set(disks):
+        raise PlanError("this is not the manifest of these images", Where(item=str(since)),
+                        "it must be called manifest.json, and know the same disks", f"name {run.manifest}")
+    for disk, source in disks.items():
+        if known[disk].size != source.size:
+            raise DriftError(f"{source.name} has another size than when it was copied", Where(source.name),
+                             f"{source.size} bytes, then {known[disk].size}", "copy it anew with --force")
+    return known
 
 
 def _relative(path: Path, run: RunDir) -> Path:

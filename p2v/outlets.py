@@ -1,8 +1,9 @@
-"""Where a copy goes that becomes no file: a pipe, or nowhere."""
+"""Where a copy goes that makes no new file: an image that exists, a pipe, or nowhere."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from p2v.errors import WriteError
 
@@ -52,3 +53,23 @@ class Pipe(Nowhere):
         """Send zeroes."""
         for at in range(offset, offset + length, len(_ZEROES)):
             self.write_at(at, _ZEROES[: min(len(_ZEROES), offset + length - at)])
+
+
+class Existing(Nowhere):
+    """An image that exists, through the handle of stage.opened_for_writing, whose errors leave there."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Replace what was there."""
+        self._handle.pwrite(bytes(data), offset)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Replace what was there by zeroes."""
+        for at in range(offset, offset + length, len(_ZEROES)):
+            self._handle.pwrite(bytes(_ZEROES[: min(len(_ZEROES), offset + length - at)]), at)
+
+    def finish(self) -> None:
+        """What was written is on the medium when this returns."""
+        self._handle.flush()

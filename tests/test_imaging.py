@@ -415,6 +415,63 @@ def test_no_more_reads_than_ddrescue_on_the_same_disk(tmp_path, monkeypatch, nee
     assert source.tries <= len(reads)
 
 
+# --- a second pass
+
+
+@pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if form.EDITABLE and not form.SEQUENTIAL])
+def test_a_second_pass_ends_like_a_full_copy_and_writes_what_has_changed(kind, disk, tmp_path, monkeypatch):
+    out, manifest = tmp_path / f"out{FORMATS[kind].SUFFIX}", tmp_path / f"out{FORMATS[kind].SUFFIX}.p2v/manifest.json"
+    p2v.image([disk], out, format=kind)
+    content = bytearray(disk.read_bytes())
+    content[MIB + 5] ^= 1
+    content[3 * MIB : 4 * MIB] = bytes(MIB)
+    content[-512:] = b"\x55" * 512
+    disk.write_bytes(content)
+    written = []
+    for name in ("write_at", "zero"):
+        honest = getattr(imaging.Existing, name)
+        monkeypatch.setattr(imaging.Existing, name, lambda self, offset, data, honest=honest: (
+            written.append(offset // MIB), honest(self, offset, data)))
+    result = p2v.image([disk], out, format=kind, since=manifest)
+    assert set(written) == {1, 3, (len(content) - 1) // MIB}
+    assert read_back(out, kind)[: len(content)] == content
+    p2v.verify(f"{out}.p2v")
+    whole = p2v.image([disk], tmp_path / "whole", format="raw").reports["disk0"]
+    assert result.reports["disk0"].digests == whole.digests and result.reports["disk0"].counts == whole.counts
+
+
+def test_a_second_pass_that_is_cut_short_trusts_nothing_the_next_time(disk, tmp_path):
+    out, content = tmp_path / "out.raw", disk.read_bytes()
+    p2v.image([disk], out)
+    manifest = tmp_path / "out.raw.p2v" / "manifest.json"
+    disk.write_bytes(bytes(reversed(content)))
+
+    def stop(stage, done, total):
+        if done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        p2v.image([disk], out, since=manifest, progress=stop)
+    disk.write_bytes(content)  # as it was: what the manifest says is not what the image holds
+    p2v.image([disk], out, since=manifest)
+    assert out.read_bytes() == content
+    p2v.verify(tmp_path / "out.raw.p2v")
+
+
+def test_a_second_pass_needs_the_first(disk, tmp_path):
+    out = tmp_path / "out.raw"
+    with pytest.raises(PlanError, match="no finished copy"):
+        p2v.image([disk], out, since=tmp_path / "out.raw.p2v" / "manifest.json")
+    p2v.image([disk], tmp_path / "other.raw")
+    p2v.image([disk], out, force=True)
+    with pytest.raises(PlanError):
+        p2v.image([disk], out, since=tmp_path / "nothing.json")
+    with open(disk, "ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(DriftError, match="size"):
+        p2v.image([disk], out, since=tmp_path / "out.raw.p2v" / "manifest.json")
+
+
 # --- the command
 
 
