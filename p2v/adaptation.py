@@ -7,7 +7,7 @@ power cut in the middle is finished by the next run, never guessed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +32,12 @@ def adapt(
     run_folder: str | Path | None = None,
     progress: Progress = no_progress,
     cancel: Cancel | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> tuple[Plan, conversion.Result]:
     """Plan and make, in images that exist, the changes that their guest needs on a target.
 
     run_folder: where plan, journal and undo are kept; FIRST_IMAGE.p2v by default. Adapted again, the undo
-    goes back to the beginning.
+    goes back to the beginning. on_plan: is shown the plan before anything is made.
     Returns the plan and what the run came to. Raises what plan() and convert() raise, and Unsupported for a
     format that cannot be edited in place.
     """
@@ -62,6 +63,8 @@ def adapt(
         folder.refuse_errors(made)
         if not made.changes:
             return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
+        if on_plan is not None:
+            on_plan(made)
         check_cancelled(cancel)
         whole = _since_the_beginning(made, run)
         rewrite(made, made.changes, made.target, run, told, keep=whole)

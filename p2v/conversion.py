@@ -293,7 +293,7 @@ def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Canc
     if run.state().get("undone"):
         raise MismatchError("the changes of this run were undone", Where(item=str(run.folder)),
                             "p2v undo has put the guest back as it was on the server",
-                            "convert or adapt it again, then verify")
+                            "p2v convert FOLDER --force makes the images anew, p2v adapt IMAGE edits them again")
     verify_changes(plan, run, progress)
     if not run.manifest.exists() and folder.is_in_place(plan):
         said = Finding("the changes are there; the content was not checked", Where(item=str(run.folder)),

@@ -149,6 +149,6 @@ class Cancelled(P2VError):
 
 def _four_answers(what: str, where: str, why: str, next: str) -> str:
     lines = [what]
-    lines += [f"  {label:<6} {text}" for label, text in
+    lines += [f"  {label:<6} {text}".replace("\n", f"\n{'':9}") for label, text in
               (("where:", where), ("why:", why), ("next:", next)) if text]
     return "\n".join(lines)

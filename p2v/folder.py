@@ -23,6 +23,10 @@ from p2v.target import target_named
 
 def load_plan(output: str | Path) -> Plan:
     """The plan that a folder holds. Raises PlanError."""
+    if Path(output).is_file():
+        raise PlanError("this is a file, not the folder of a run", Where(item=str(output)),
+                        "a plan lies in the folder that p2v plan, convert or adapt has made",
+                        f"name that folder; an image that was adapted has its run in {output}.p2v")
     run = RunDir.of_output(output)
     plan = planfile.from_json(load_json(run.plan), run.get)
     machine = replace(plan.machine, disks=tuple(planning.machine_disks(plan.disks, output)))

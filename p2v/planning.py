@@ -136,6 +136,18 @@ def format_by_name(path: str | Path) -> str:
     return name_of(str(path))
 
 
+def _refuse_twice(paths: Sequence[str | Path]) -> None:
+    """Raises PlanError when two names lead to one disk."""
+    seen: dict[tuple[int, int], int] = {}
+    for index, path in enumerate(paths):
+        with contextlib.suppress(OSError):  # what is not there is told by whoever opens it
+            stat = os.stat(path)
+            first = seen.setdefault((stat.st_rdev or stat.st_dev, stat.st_rdev or stat.st_ino), index)
+            if first != index:
+                raise PlanError("one disk was named twice", Where(item=f"{paths[first]} and {path}"),
+                                "two disks with one signature keep Windows from starting", "name each disk once")
+
+
 @contextlib.contextmanager
 def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[dict[str, Source]]:
     """The sources in the order given, as disk0, disk1 …; closed at the end."""
@@ -144,6 +156,7 @@ def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[d
                         next="name the server's disks, the boot disk first")
     with contextlib.ExitStack() as stack:
         disks: dict[str, Source] = {}
+        _refuse_twice(paths)
         for path in paths:
             source = Watched(open_source(path, format))
             stack.callback(source.close)

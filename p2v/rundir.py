@@ -12,6 +12,7 @@ Whatever is saved here is written to a temporary name, fsynced, and renamed: a p
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -203,8 +204,10 @@ def sync_folder(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
     """The four answers for an output that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return WriteError(f"cannot write {path.name}", Where(item=str(path)), error.strerror or str(error),
-                      "free space or choose another output folder; nothing of the source was touched")
+                      "free space there, then run the same command again" if full
+                      else "choose a place that you may write to, or have it made writable")
 
 
 def _umask() -> int:

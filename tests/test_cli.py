@@ -106,3 +106,34 @@ def test_every_error_class_has_its_own_exit_code() -> None:
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "p2v.cli", "--version"], capture_output=True, text=True, check=True)
     assert p2v.__version__ in done.stdout
+
+
+def test_a_disk_that_may_not_be_read_gets_our_answer(xp_server: Server, tmp_path: Path) -> None:
+    """click would only say that the path is not readable."""
+    for option in main.commands["inspect"].params:
+        if option.name == "disks":
+            assert option.type.readable is False
+
+
+def test_one_disk_named_twice(xp_server: Server, tmp_path: Path) -> None:
+    link = tmp_path / "again.img"
+    link.symlink_to(xp_server.disks[0])
+    for words in ((xp_server.disks[0], xp_server.disks[0]), (xp_server.disks[0], link)):
+        code, _, err = run("plan", *words, "-o", tmp_path / "out")
+        assert code == 15 and "named twice" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_a_runs_folder_is_wanted(xp_server: Server) -> None:
+    code, _, err = run("convert", xp_server.disks[0])
+    assert code == 2 and "-o" in err
+    for command in ("verify", "undo"):
+        code, _, err = run(command, xp_server.disks[0])
+        assert code == 15 and f"{xp_server.disks[0]}.p2v" in err
+    assert not Path(f"{xp_server.disks[0]}.p2v").exists()
+
+
+def test_answers_of_several_lines_stay_below_their_label(tmp_path: Path) -> None:
+    from p2v.errors import GuestError
+
+    assert str(GuestError("what", "x", "one\ntwo", "next")).split("\n")[2:4] == ["  why:   one", "         two"]

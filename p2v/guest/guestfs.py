@@ -9,13 +9,15 @@ kernel log, because a write that the disk lost later is told nowhere else.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
 import string
 from collections.abc import Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Any
 
-from p2v.errors import GuestError, MissingTool, Unsupported, Where
+from p2v.errors import GuestError, MissingTool, Unsupported, Where, WriteError
 from p2v.guest.mounted import Calls, MountedFiles
 from p2v.model import SECTOR, Member, Volume
 
@@ -26,6 +28,7 @@ _NTFS_OPTIONS = "norecover,noatime,windows_names"
 # winnt: "atapi.sys" stays one 8.3 entry with NT's lower-case flags, as NT itself would store it.
 _FAT_OPTIONS = "shortname=winnt,utf8,noatime"
 _NOT_A_JOURNAL = "The log file has been wiped out"
+FULL = 1 << 20  # bytes free or less: a growing overlay has met the end
 
 
 class Appliance:
@@ -128,7 +131,8 @@ class Appliance:
     def _start(self) -> Any:
         """A running handle: KVM first, TCG where that fails. It happens that /dev/kvm opens and qemu dies."""
         binding, said = _binding(), ""
-        for force_tcg in (False, True):
+        # Without access to KVM libguestfs would print advice of its own, chmod 0666 among it.
+        for force_tcg in (False, True) if os.access("/dev/kvm", os.R_OK | os.W_OK) else (True,):
             with contextlib.ExitStack() as undo:
                 handle = binding.GuestFS(python_return_dict=True)
                 undo.callback(handle.close)
@@ -177,8 +181,16 @@ class Appliance:
         lost = self._calls.shell("read its kernel log", where,
                                  "dmesg | grep -E 'WRITE|lost (async|sync)? ?page write' | tail -n 5; true")
         if lost.strip():
+            self._refuse_full(where)
             raise GuestError("the appliance lost a write", where, lost.strip(),
                              "look for a full or failing disk under the run's folder, then start the run again")
+
+    def _refuse_full(self, where: Where) -> None:
+        """Raises WriteError when the overlays' own filesystem is full: that is why writes are lost."""
+        for _, path, _ in self._disks:
+            if os.path.exists(path) and shutil.disk_usage(path).free < FULL:
+                raise WriteError("no space is left for the overlay that holds the edits", where,
+                                 f"{path} could not grow", "free space there, then run the same command again")
 
     def _device(self, volume: str) -> str:
         """The block device of a volume: a loop device over its bytes of the disk.

@@ -16,7 +16,7 @@ GUESTS = [GuestFacts(Family.WINDOWS, f"Windows {version} {architecture}", versio
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_list_calls_it_by_its_name_and_its_controllers_have_manifests(name: str) -> None:
-    assert TARGETS[name].NAME == name
+    assert name == TARGETS[name].NAME
     assert TARGETS[name].CONTROLLERS
     for controller in TARGETS[name].CONTROLLERS:
         assert drivers.load(controller).name == controller
