@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from p2v.adaptation import adapt, undo
     from p2v.conversion import Result, convert, verify
+    from p2v.diskcopy import Options as ImageOptions
     from p2v.errors import (
         Cancelled,
         DriftError,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         WriteError,
     )
     from p2v.folder import load_plan
-    from p2v.imaging import Options as ImageOptions
     from p2v.imaging import image
     from p2v.model import Plan, Source
     from p2v.planning import Inspection, inspect, plan
@@ -53,7 +53,7 @@ _HOMES = {
     "p2v.model": ("Plan", "Source"),
     "p2v.planning": ("Inspection", "inspect", "plan"),
 }
-_RENAMED = {"ImageOptions": ("p2v.imaging", "Options"), "open": ("p2v.planning", "open_source"),
+_RENAMED = {"ImageOptions": ("p2v.diskcopy", "Options"), "open": ("p2v.planning", "open_source"),
             "render": ("p2v.rendering", "render_plan")}
 _HOME = {name: (home, name) for home, names in _HOMES.items() for name in names} | _RENAMED
 

@@ -8,57 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import p2v
 from p2v import planning
-from p2v.checkpoint import Checkpoint, Keeper, tie
 from p2v.conversion import Result, spared
-from p2v.copy import CopyReport, plan_copy, report_of, run_copy, verify_copy
+from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
+from p2v.diskcopy import DiskCopy, Options, map_path
 from p2v.errors import (
-    Cancelled,
     DriftError,
     Finding,
     P2VError,
     PlanError,
-    ReadError,
-    Severity,
     Unsupported,
     Where,
-    WriteError,
 )
 from p2v.extents import check
 from p2v.folder import image_path, load_reports
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, clear, image_files
-from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Kind, Progress, Range, Source, no_progress
+from p2v.losses import look, losses, ranges
+from p2v.model import Cancel, Extent, Kind, Progress, Source, no_progress
 from p2v.outlets import Existing, Nowhere, Pipe
-from p2v.rescue import Once
-from p2v.rundir import RunDir, load_json, save_bytes, save_json
-from p2v.salvage import Salvage
-from p2v.source.device import DeviceGone
+from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.paced import Paced
-from p2v.volume import Layout
 
-SECONDS = 20.0  # between two checkpoints
 DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
 """The suffix of a format → what qemu calls it."""
-RANGES = 40  # that could not be read and are told one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to copy. everything: also what a filesystem calls free. rate: bytes a second, 0 for any.
-
-    retries: of sectors that stay unreadable. seconds: between two checkpoints.
-    """
-
-    everything: bool = False
-    rate: int = 0
-    retries: int = 0
-    seconds: float = SECONDS
+ANY = Options()
 
 
 def image(
@@ -71,7 +49,7 @@ def image(
     resume: bool = False,
     force: bool = False,
     since: str | Path | None = None,
-    options: Options = Options(),
+    options: Options = ANY,
     progress: Progress = no_progress,
     cancel: Cancel | None = None,
     pipe: int = 1,
@@ -105,9 +83,10 @@ def image(
         extents, findings = _plans(disks, run, options)
         reports = {}
         for disk, source in disks.items():
-            reports[disk] = _Imaging(source, extents[disk], jobs[disk], run, disk, options, progress, cancel).run()
+            reports[disk] = DiskCopy(source, extents[disk], jobs[disk], run, disk, options, progress, cancel).run()
         _finish(run, jobs, disks, reports)
-        findings += [said for disk in disks for said in _losses(disks[disk], jobs[disk], reports[disk], run, disk)]
+        findings += [said for disk in disks for said in losses(
+            disks[disk], jobs[disk].form, jobs[disk].path, reports[disk], map_path(run, disk), disk)]
         return Result(str(output), files, 0, reports, tuple(findings))
 
 
@@ -203,7 +182,7 @@ def _plans(
     disks: Mapping[str, Source], run: RunDir, options: Options
 ) -> tuple[dict[str, list[Extent]], list[Finding]]:
     """What to copy of each disk: made once, kept, and used again when the copy goes on."""
-    seen, findings = _view(disks)
+    seen, findings = look(disks)
     now = {disk: _fingerprint(disk, seen) for disk in disks}
     kept = run.state().get("fingerprints")
     if kept is not None:
@@ -236,22 +215,6 @@ def _load_extents(run: RunDir, disks: Mapping[str, Source]) -> dict[str, list[Ex
     return found
 
 
-def _view(disks: Mapping[str, Source]) -> tuple[planning.View, list[Finding]]:
-    """Volumes and filesystems, as far as they can be read: a disk that hides them is copied whole."""
-    from p2v.filesystem import examine
-    from p2v.volume import find_volumes
-
-    try:
-        layout = find_volumes(disks)
-        filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
-    except P2VError as error:
-        said = Finding("everything is copied, used or not", error.where, f"{error.what}; {error.why}",
-                       "nothing, if the image is all that matters", Severity.WARNING)
-        return planning.View(disks, Layout((), (), ()), {}, None, None), [said]
-    seen = planning.View(disks, layout, filesystems, None, None)
-    return seen, [said for said in seen.findings if said.severity is not Severity.INFO]
-
-
 def _fingerprint(disk: str, seen: planning.View) -> str:
     """What must not have moved when a copy goes on; "" where the disk hides it."""
     try:
@@ -261,113 +224,7 @@ def _fingerprint(disk: str, seen: planning.View) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# Copy
-
-
-@dataclass(frozen=True, slots=True)
-class _Imaging:
-    """One disk into its image."""
-
-    source: Source
-    extents: Sequence[Extent]
-    job: Job
-    run_dir: RunDir
-    disk: str
-    options: Options
-    progress: Progress
-    cancel: Cancel | None
-
-    def run(self) -> CopyReport:
-        """Copy, rescue where the disk fails, finish. Raises what image() raises."""
-        size, form = self.source.size, self.job.form
-        if size > form.LIMIT:
-            raise Unsupported(f"{form.NAME} holds at most {form.LIMIT} bytes", Where(self.source.name),
-                              f"the disk has {size}", "choose another --format")
-        found = self._found()
-        if found is not None and found.at == size and self.job.path.exists():
-            return report_of(found, self.extents)
-        if found is None:
-            clear(self.job)
-        path = str(self.job.path)
-        writer = form.create(path, size) if found is None else form.reopen(path, found.state)
-        try:
-            report = self._copy(writer, found)
-            writer.finish()
-        except BaseException as error:
-            self.job.give_up(writer)
-            if self.job.log.exists:
-                self._suspend(error)
-            raise
-        return report
-
-    @property
-    def _tie(self) -> str:
-        return tie(self.extents, self.job.form.NAME)
-
-    def _found(self) -> Checkpoint | None:
-        found = None if self.job.form.SEQUENTIAL else self.job.log.load()
-        if found is not None and found.tie != self._tie:
-            raise DriftError("the copy that was cut short is of something else", Where(item=str(self.job.log.path)),
-                             "the record of what to copy has changed since", "begin anew with --force")
-        return found
-
-    def _copy(self, writer: ImageWriter, found: Checkpoint | None) -> CopyReport:
-        form, tell = self.job.form, self._tell
-        paced = Paced(self.source, self.options.rate) if self.options.rate else None
-        if form.SEQUENTIAL:
-            return run_copy(paced or self.source, self.extents, writer, progress=tell, cancel=self.cancel)
-        keeper = Keeper(self._save, self._tie, self.options.seconds)
-        if found is None or not found.map:
-            once = Once(self.source)
-            with contextlib.suppress(_Failing):
-                return self._healthy(Paced(once, self.options.rate) if paced else once, writer, keeper, found)
-            found = self.job.log.load()
-            assert found is not None, "the copy keeps a checkpoint before it gives up"
-        if found.done:
-            return report_of(found, self.extents)
-        return Salvage(self.source, self.extents, writer, found, self.run_dir.run / f"{self.disk}.spool", keeper,
-                       retries=self.options.retries, progress=tell, cancel=self.cancel,
-                       pause=paced.pause if paced else int).run()
-
-    def _healthy(self, source: Source, writer: ImageWriter, keeper: Keeper, found: Checkpoint | None) -> CopyReport:
-        """One pass up to the first failure. Raises _Failing there."""
-        try:
-            return run_copy(source, self.extents, writer, progress=self._tell, cancel=self.cancel, keeper=keeper,
-                            resume=found, careful=False)
-        except DeviceGone:
-            raise
-        except ReadError as error:
-            raise _Failing from error
-
-    def _tell(self, stage: str, done: int, total: int) -> None:
-        self.progress(f"{stage} {self.disk}" if stage == "copy" else f"{self.disk} {stage}", done, total)
-
-    def _save(self, checkpoint: Checkpoint, chunks: Iterable[int]) -> None:
-        self.job.log.save(checkpoint, chunks)
-        if checkpoint.map:
-            save_bytes(map_path(self.run_dir, self.disk), checkpoint.map.encode())
-
-    def _suspend(self, error: BaseException) -> None:
-        """Say how to go on: what was read is safe."""
-        safe = f"what was read is safe in {self.job.path}.part"
-        if isinstance(error, DeviceGone):
-            raise DeviceGone(error.what, error.where, f"{error.why}; {safe}", "switch the disk off and on, let it "
-                             "cool down, then give the same command with --resume") from error
-        if isinstance(error, (KeyboardInterrupt, Cancelled)):
-            raise Cancelled("the copy was stopped", Where(self.source.name), safe,
-                            "to go on, give the same command with --resume") from error
-        if isinstance(error, WriteError):
-            raise WriteError(error.what, error.where, f"{error.why}; {safe}",
-                             f"{error.next}; with --resume it goes on") from error
-
-
-class _Failing(Exception):
-    """The disk has a bad place. Never leaves the module."""
-
-
-def map_path(run: RunDir, disk: str) -> Path:
-    """The map of a rescue, in GNU ddrescue's form."""
-    return run.folder / f"{disk}.map"
+# The end
 
 
 def _finish(
@@ -394,7 +251,7 @@ def _update(
     from p2v.stage import opened_for_writing
 
     known = _known(disks, jobs, run, wanted, since)
-    seen, findings = _view(disks)
+    seen, findings = look(disks)
     halfway = bool(run.state().get("updating"))
     run.save_state(updating=True, finished=None)
     reports = {}
@@ -477,54 +334,11 @@ def _stream(
                           "use --format raw, or name a file")
     reports: dict[str, CopyReport] = {}
     with opened(sources, source_format) as disks:
-        seen, findings = _view(disks)
+        seen, findings = look(disks)
         for disk, source in disks.items():
             extents = plan_copy(source, () if options.everything else spared(disk, seen))
             writer = Pipe(pipe) if output == "-" else Nowhere()
             reports[disk] = run_copy(Paced(source, options.rate) if options.rate else source, extents, writer,
                                      progress=progress, cancel=cancel)
-            findings += _ranges(source, reports[disk].bad, "")
+            findings += ranges(source, reports[disk].bad, "")
     return Result(output, (), 0, reports, tuple(findings))
-
-
-# ---------------------------------------------------------------------------------------------
-# What was lost
-
-
-def _losses(source: Source, job: Job, report: CopyReport, run: RunDir, disk: str) -> Iterator[Finding]:
-    """Each range that could not be read, and whose it was."""
-    if not report.bad:
-        return
-    chart = map_path(run, disk)
-    again = f"to try again: ddrescue -d -r3 {source.name} {job.path} {chart}" if job.form.NAME == "raw" \
-        and chart.exists() else "to try again: the same command with --force --retries 3"
-    yield from _ranges(source, report.bad, again)
-    yield from _files_hit(job.form, job.path, [Range(e.offset, e.length) for e in report.bad], disk)
-
-
-def _ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Finding]:
-    for extent in bad[:RANGES]:
-        yield Finding(f"{extent.length} bytes cannot be read", Where(source.name, extent.offset, extent.length),
-                      "they are zeroes in the image", again, Severity.WARNING)
-    if len(bad) > RANGES:
-        lost = sum(extent.length for extent in bad[RANGES:])
-        yield Finding(f"{lost} bytes in {len(bad) - RANGES} more ranges cannot be read", Where(source.name),
-                      "they are zeroes in the image; the manifest lists them all", again, Severity.WARNING)
-
-
-def _files_hit(form: ImageFormat, path: Path, bad: Sequence[Range], disk: str) -> Iterator[Finding]:
-    """The files that have lost content, by the image itself: the failing disk is left in peace."""
-    from p2v.filesystem.hit import files_hit
-
-    source = form.read(str(path))
-    try:
-        seen, _ = _view({disk: source})
-        for volume in seen.layout.volumes:
-            member = volume.members[0]
-            inside = [Range(max(r.offset, member.offset) - member.offset,
-                            min(r.end, member.offset + member.length) - max(r.offset, member.offset))
-                      for r in bad if r.offset < member.offset + member.length and member.offset < r.end]
-            if inside:
-                yield from files_hit(volume.name, volume.source, seen.filesystems[volume.name], inside)
-    finally:
-        source.close()

@@ -16,9 +16,9 @@ import pytest
 
 import p2v
 from p2v import imaging, planning
+from p2v.diskcopy import Options
 from p2v.errors import DriftError, LayoutError, MismatchError, PlanError, ReadError, Unsupported
 from p2v.formats import FORMATS
-from p2v.imaging import Options
 from p2v.mapfile import Status, from_text
 from p2v.model import Kind, Range
 from p2v.source.device import DeviceGone
@@ -31,8 +31,9 @@ PYTHON = [sys.executable, "-c"]
 CHILD = """
 import sys
 from p2v import imaging
+from p2v.diskcopy import Options
 imaging.image([sys.argv[1]], sys.argv[2], format=sys.argv[3], resume=True,
-              options=imaging.Options(rate=int(sys.argv[4]), seconds=0.02))
+              options=Options(rate=int(sys.argv[4]), seconds=0.02))
 """
 
 
@@ -370,8 +371,8 @@ def test_a_disk_that_vanishes_suspends_and_goes_on(kind, lasts, tmp_path, monkey
     source = Poor(content, bad, lasts=10**9)
     opens(monkeypatch, source)
     monkeypatch.setattr(imaging, "_fingerprint", lambda disk, seen: "")
-    view = imaging._view
-    monkeypatch.setattr(imaging, "_view", lambda disks: (setattr(source, "left", 10**9), view(disks),
+    view = imaging.look
+    monkeypatch.setattr(imaging, "look", lambda disks: (setattr(source, "left", 10**9), view(disks),
                                                          setattr(source, "left", lasts))[1])
     times = 0
     while True:

@@ -1,0 +1,70 @@
+"""What an image lacks because its disk could not be read, and whose it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from p2v import planning
+from p2v.copy import CopyReport
+from p2v.errors import Finding, P2VError, Severity, Where
+from p2v.model import Extent, ImageFormat, Range, Source
+from p2v.volume import Layout
+
+RANGES = 40  # that could not be read and are told one by one
+
+
+def losses(
+    source: Source, form: ImageFormat, path: Path, report: CopyReport, chart: Path, disk: str
+) -> Iterator[Finding]:
+    """Each range that could not be read, and whose it was. path: the image. chart: the mapfile of its rescue."""
+    if not report.bad:
+        return
+    again = f"to try again: ddrescue -d -r3 {source.name} {path} {chart}" if form.NAME == "raw" \
+        and chart.exists() else "to try again: the same command with --force --retries 3"
+    yield from ranges(source, report.bad, again)
+    yield from _files_hit(form, path, [Range(e.offset, e.length) for e in report.bad], disk)
+
+
+def ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Finding]:
+    for extent in bad[:RANGES]:
+        yield Finding(f"{extent.length} bytes cannot be read", Where(source.name, extent.offset, extent.length),
+                      "they are zeroes in the image", again, Severity.WARNING)
+    if len(bad) > RANGES:
+        lost = sum(extent.length for extent in bad[RANGES:])
+        yield Finding(f"{lost} bytes in {len(bad) - RANGES} more ranges cannot be read", Where(source.name),
+                      "they are zeroes in the image; the manifest lists them all", again, Severity.WARNING)
+
+
+def _files_hit(form: ImageFormat, path: Path, bad: Sequence[Range], disk: str) -> Iterator[Finding]:
+    """The files that have lost content, by the image itself: the failing disk is left in peace."""
+    from p2v.filesystem.hit import files_hit
+
+    source = form.read(str(path))
+    try:
+        seen, _ = look({disk: source})
+        for volume in seen.layout.volumes:
+            member = volume.members[0]
+            inside = [Range(max(r.offset, member.offset) - member.offset,
+                            min(r.end, member.offset + member.length) - max(r.offset, member.offset))
+                      for r in bad if r.offset < member.offset + member.length and member.offset < r.end]
+            if inside:
+                yield from files_hit(volume.name, volume.source, seen.filesystems[volume.name], inside)
+    finally:
+        source.close()
+
+
+def look(disks: Mapping[str, Source]) -> tuple[planning.View, list[Finding]]:
+    """Volumes and filesystems, as far as they can be read: a disk that hides them is copied whole."""
+    from p2v.filesystem import examine
+    from p2v.volume import find_volumes
+
+    try:
+        layout = find_volumes(disks)
+        filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
+    except P2VError as error:
+        said = Finding("everything is copied, used or not", error.where, f"{error.what}; {error.why}",
+                       "nothing, if the image is all that matters", Severity.WARNING)
+        return planning.View(disks, Layout((), (), ()), {}, None, None), [said]
+    seen = planning.View(disks, layout, filesystems, None, None)
+    return seen, [said for said in seen.findings if said.severity is not Severity.INFO]
