@@ -67,6 +67,7 @@ def image(
     if str(output) in ("-", "null"):
         return _stream(sources, str(output), format, source_format, options, progress, cancel, pipe)
     run, images = _places(sources, Path(output), run_folder, format)
+    _refuse_own_sources(sources, images)
     if options.retries and any(FORMATS[kind].SEQUENTIAL for _, kind in images):
         raise _sequential(images[0][1], "the rescue of a failing disk writes in any order")
     with opened(sources, source_format) as disks, _held(run, images):
@@ -100,15 +101,20 @@ def _places(
     """The run, and each source's image with its format."""
     if format is not None and format not in FORMATS:
         raise PlanError(f"no format is called {format}", next="choose one of: " + ", ".join(FORMATS))
-    for source in sources:
-        if Path(source).resolve() in (output.resolve(), output.resolve() / Path(source).name):
-            raise PlanError("the output is the source", Where(item=str(output)), "a source is never written",
-                            "choose another output")
     if len(sources) > 1:
         kind = format or "raw"
         images = [(output / f"disk{number}{FORMATS[kind].SUFFIX}", kind) for number in range(len(sources))]
         return RunDir.of_output(run_folder or output), images
     return RunDir.of_output(run_folder or f"{output}.p2v"), [(output, format or _format_of(output))]
+
+
+def _refuse_own_sources(sources: Sequence[str | Path], images: Sequence[tuple[Path, str]]) -> None:
+    """No source may be what an image replaces, or a part of it. Raises PlanError."""
+    taken = {one.resolve() for path, _ in images for one in (path, *image_files(path.parent, path.name))}
+    for source in sources:
+        if Path(source).resolve() in taken:
+            raise PlanError("the output is the source, or a file of it", Where(item=str(source)),
+                            "files of the output are replaced; a source never is", "choose another output")
 
 
 def _format_of(output: Path) -> str:

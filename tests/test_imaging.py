@@ -167,6 +167,15 @@ def test_nothing_is_overwritten_unasked(disk, tmp_path):
     assert p2v.image([disk], out, resume=True).done_before
 
 
+@pytest.mark.parametrize("name", ["out.vmdk", "out-flat.vmdk", "out-s001.vmdk", "out.vmdk.part"])
+def test_no_file_of_the_output_may_be_the_source(name, disk, tmp_path):
+    disk.rename(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    with pytest.raises(PlanError, match="the source"):
+        p2v.image([tmp_path / name], tmp_path / "out.vmdk", format="vmdk-flat", source_format="raw", force=True)
+    assert (tmp_path / name).read_bytes() == content
+
+
 def test_no_faster_than_told():
     now, waits = [0.0], []
 
