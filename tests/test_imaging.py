@@ -212,7 +212,8 @@ def killed_and_resumed(disk, out, kind, kills, seed=1):
         middle += child.returncode != 0
         if out.exists():
             shutil.rmtree(f"{out}.p2v")
-            out.unlink()
+            for path in out.parent.glob(f"{out.stem}*"):
+                path.unlink()
     p2v.image([disk], out, format=kind, resume=True)
     return middle
 
