@@ -289,15 +289,16 @@ def adapt(images: tuple[str, ...], run_folder: str | None, as_json: bool, **word
 
 @main.command()
 @click.argument("folder", type=PATH)
+@click.option("--source", is_flag=True, help="Read the sources again, and compare them too.")
 @common
 @reported
-def verify(folder: str, as_json: bool) -> None:
+def verify(folder: str, source: bool, as_json: bool) -> None:
     """Check the images of FOLDER: are the changes there, and is the content what was copied."""
     import p2v
 
     bar = Bar(as_json)
     try:
-        result = p2v.verify(folder, progress=bar)
+        result = p2v.verify(folder, source=source, progress=bar)
     finally:
         bar.close()
     _tell(result, "verified", as_json)

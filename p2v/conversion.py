@@ -15,7 +15,7 @@ from pathlib import Path
 
 from p2v import editing, folder, planfile, planning
 from p2v.checkpoint import tie
-from p2v.copy import CopyReport, plan_copy, verify_copy
+from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
 from p2v.errors import (
     DriftError,
     Finding,
@@ -39,6 +39,7 @@ from p2v.model import (
     Source,
     no_progress,
 )
+from p2v.outlets import Nowhere
 from p2v.rundir import RunDir, save_json
 
 MARGIN = 64 << 20  # bytes of free space to leave: tables, the overlay, the log
@@ -277,9 +278,17 @@ def verify_changes(plan: Plan, run: RunDir, progress: Progress = no_progress) ->
     progress("check", len(plan.changes), len(plan.changes))
 
 
-def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Cancel | None = None) -> Result:
+def verify(
+    output: str | Path,
+    *,
+    source: bool = False,
+    progress: Progress = no_progress,
+    cancel: Cancel | None = None,
+) -> Result:
     """Check a run's images: are the changes there, and is the content what was copied.
 
+    source: then read the sources again, with the run's edits in front of them, and compare those too; what
+    was free is left out, and what cannot be read there is not compared.
     output: what convert made, or an adapted image's IMAGE.p2v; that has no manifest, so the content is not
     checked, and the result says so. Raises MismatchError; a VM that has run since fails on content, and may
     pass on the changes. What p2v image made has content only.
@@ -304,4 +313,31 @@ def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Canc
     with folder.images(plan, run) as disks:
         for disk in plan.disks:
             verify_copy(disks[disk.id], reports[disk.id], progress=progress, cancel=cancel)
+    if source:
+        _compare_with_sources(plan, run, reports, progress, cancel)
     return _result(run, plan, reports)
+
+
+def _compare_with_sources(
+    plan: Plan, run: RunDir, reports: Mapping[str, CopyReport], progress: Progress, cancel: Cancel | None
+) -> None:
+    """Raises MismatchError naming the first chunk of a source that is not what was copied."""
+    with contextlib.ExitStack() as stack:
+        seen = check_sources(plan, stack.enter_context(_sources(plan)))
+        overlays = {disk: run.overlay(disk) for disk in editing.touched_disks(plan.changes, seen)}
+        if run.state().get("overlays", {}) != (editing.digests(overlays, seen) or {}):
+            raise DriftError("the run's overlay is not what the images were made from", Where(item=str(run.run)),
+                             "without it the sources cannot be compared with the images",
+                             "verify without --source; the digests still tell whether an image has changed")
+        edited = stack.enter_context(editing.overlaid(seen, overlays))
+        for disk in plan.disks:
+            extents = copy_extents(disk.id, seen, edited)
+            again = run_copy(edited[disk.id], extents, Nowhere(), progress=progress, cancel=cancel)
+            bad = [*again.bad, *reports[disk.id].bad]
+            for index in again.digests.differing(reports[disk.id].digests):
+                chunk = Range(index * again.chunk_size, again.chunk_size)
+                if not any(one.offset < chunk.end and chunk.offset < one.end for one in bad):
+                    where = Where(disk.path, chunk.offset, chunk.length)
+                    raise MismatchError("the source is not what was copied", where,
+                                        "it has changed since, or it answers differently from one read to the next",
+                                        "look at the disk's health; if the server has run since, convert it anew")

@@ -83,6 +83,13 @@ class Digests:
             low, high = max(first, number * _BLOCK), min(end, (number + 1) * _BLOCK)
             yield from (i for i in range(low, high) if self.digest(i) != self.zero(i))
 
+    def differing(self, other: Digests) -> list[int]:
+        """The chunks whose digests are not the same in both, ascending. Raises ValueError for another size."""
+        if self.size != other.size:
+            raise ValueError(f"digests of {self.size} and of {other.size} bytes")
+        kept = {*self.not_zero(0, len(self)), *other.not_zero(0, len(other))}
+        return sorted(index for index in kept if self.digest(index) != other.digest(index))
+
     def to_json(self) -> list[str | int]:
         """A number stands for that many zero chunks, text for the digests of others in hex, end to end."""
         runs: list[str | int] = []

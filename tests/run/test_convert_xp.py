@@ -180,6 +180,33 @@ def test_verify_passes_and_finds_one_changed_byte(run: Run, tmp_path: Path) -> N
     assert error.value.where.offset == 1 << 20
 
 
+def test_verify_reads_the_source_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    p2v.verify(run.folder, source=True)
+    with run.source() as seen:
+        kernel = seen.known_guest.files("disk0p1").read("\\WINDOWS\\system32\\ntoskrnl.exe")
+    at = run.disk.read_bytes().find(kernel[:4096]) + 100
+    assert at > 100
+    honest = planning.open_source
+    monkeypatch.setattr(planning, "open_source", lambda path, format=None: Changed(honest(path, format), at))
+    with pytest.raises(MismatchError, match="not what was copied") as error:
+        p2v.verify(run.folder, source=True)
+    assert error.value.where.offset == at // (1 << 20) << 20
+
+
+class Changed:
+    """A source that answers with one other byte, in a file that no edit and no fingerprint looks at."""
+
+    def __init__(self, source: planning.Source, at: int) -> None:
+        self._at = at
+        self.name, self.size, self.sector_size = source.name, source.size, source.sector_size
+        self.extents, self.close, self._read = source.extents, source.close, source.read_into
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._read(offset, buffer)
+        if offset <= self._at < offset + len(buffer):
+            buffer[self._at - offset] ^= 0xFF
+
+
 def test_undo_brings_the_guest_back(run: Run) -> None:
     """The last test of the module: it changes the output."""
     result = p2v.undo(run.folder)
