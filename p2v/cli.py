@@ -165,6 +165,7 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) ->
 @click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The folder that will hold the VM.")
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
+@click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Take the output folder although it holds another plan's images.")
 @planned
 @common
@@ -187,6 +188,7 @@ def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **word
 @click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", type=PATH, help="The folder that will hold the VM.")
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
+@click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds.")
 @planned
 @common

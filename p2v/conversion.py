@@ -161,7 +161,7 @@ def preflight(plan: Plan, seen: planning.View, run: RunDir) -> None:
                         "name a folder, or a place where one can be made")
     need = MARGIN + sum(content.size for content in planfile.contents(plan))
     for disk in plan.disks:
-        extents = plan_copy(seen.disks[disk.id], free=spared(disk.id, seen))
+        extents = plan_copy(seen.disks[disk.id], free=() if plan.copy_all else spared(disk.id, seen))
         need += sum(extent.length for extent in extents if extent.kind is Kind.DATA)
     there = sum(path.stat().st_blocks * 512 for path in place.glob("disk*") if path.is_file())
     free = shutil.disk_usage(existing).free + there
@@ -191,7 +191,7 @@ def _copy_all(
     A copy that was cut short goes on from its last checkpoint, which is tied to the plan, the overlay and the
     extents: of anything else it is worth nothing.
     """
-    jobs = {disk.id: _job(disk, seen, edited, run) for disk in plan.disks}
+    jobs = {disk.id: _job(disk, plan, seen, edited, run) for disk in plan.disks}
     folder.remove_images(plan, run, [job.path for _, job in jobs.values() if job.log.exists])
     reports: dict[str, CopyReport] = {}
     with contextlib.ExitStack() as undo:
@@ -213,16 +213,20 @@ def _copy_all(
 
 
 def _job(
-    disk: DiskPlan, seen: planning.View, edited: Mapping[str, Source], run: RunDir
+    disk: DiskPlan, plan: Plan, seen: planning.View, edited: Mapping[str, Source], run: RunDir
 ) -> tuple[list[Extent], Job]:
-    extents, state = copy_extents(disk.id, seen, edited), run.state()
+    extents, state = copy_extents(disk.id, seen, edited, plan.copy_all), run.state()
     overlay = json.dumps((state.get("overlays") or {}).get(disk.id))
     return extents, Job(FORMATS[disk.format], run.folder / disk.image, CopyLog(run.run, disk.id),
                         tie(extents, str(state.get("plan")), overlay, disk.format))
 
 
-def copy_extents(disk: str, seen: planning.View, edited: Mapping[str, Source]) -> list[Extent]:
-    """What to copy of a disk. Free is what is free before and after the edits."""
+def copy_extents(
+    disk: str, seen: planning.View, edited: Mapping[str, Source], copy_all: bool = False
+) -> list[Extent]:
+    """What to copy of a disk. Free is what is free before and after the edits; nothing is with copy_all."""
+    if copy_all:
+        return plan_copy(edited[disk])
     before = spared(disk, seen)
     if edited[disk] is seen.disks[disk]:
         return plan_copy(edited[disk], free=before)
@@ -331,7 +335,7 @@ def _compare_with_sources(
                              "verify without --source; the digests still tell whether an image has changed")
         edited = stack.enter_context(editing.overlaid(seen, overlays))
         for disk in plan.disks:
-            extents = copy_extents(disk.id, seen, edited)
+            extents = copy_extents(disk.id, seen, edited, plan.copy_all)
             again = run_copy(edited[disk.id], extents, Nowhere(), progress=progress, cancel=cancel)
             bad = [*again.bad, *reports[disk.id].bad]
             for index in again.digests.differing(reports[disk.id].digests):

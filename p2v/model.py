@@ -722,6 +722,7 @@ class Plan:
     """What a run will do, and why: shown, run, checked and undone. Nothing else is written.
 
     output: the folder that the user takes away. drivers: the user's --drivers folders, as given.
+    copy_all: free space and page files are copied, too.
     """
 
     target: str
@@ -733,4 +734,5 @@ class Plan:
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
     drivers: tuple[str, ...] = ()
+    copy_all: bool = False
     format_version: int = 1

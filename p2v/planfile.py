@@ -58,7 +58,7 @@ def contents(plan: Plan) -> Iterator[Content]:
 def to_json(plan: Plan) -> Json:
     """A document for json.dumps."""
     document: Json = {"format_version": plan.format_version}
-    for name in ("target", "output", "drivers", "disks", "volumes", "facts", "machine", "findings"):
+    for name in ("target", "output", "drivers", "copy_all", "disks", "volumes", "facts", "machine", "findings"):
         document[name] = plain(getattr(plan, name))
     document["changes"] = [change_to_json(change) for change in plan.changes]
     return document
@@ -93,6 +93,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             changes=tuple(_change(change, content) for change in document["changes"]),
             findings=tuple(_finding(finding) for finding in document["findings"]),
             drivers=tuple(document["drivers"]),
+            copy_all=bool(document["copy_all"]),
             format_version=document["format_version"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

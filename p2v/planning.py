@@ -246,6 +246,7 @@ def plan(
     drivers: Sequence[str | Path] = (),
     format: str | None = None,
     source_format: str | None = None,
+    copy_all: bool = False,
     progress: Progress = no_progress,
     holding: bool = False,
 ) -> Plan:
@@ -255,7 +256,7 @@ def plan(
     OUTPUT/run, because the plan must be made from what the journal leaves.
 
     target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
-    the guest lacks. format: of the images; the target's best by default.
+    the guest lacks. copy_all: free space and page files, too. format: of the images; the target's best by default.
     source_format: see open_source. holding: the caller has locked the output's run already.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
     lacks a file, ReadError, LayoutError, PlanError.
@@ -294,6 +295,7 @@ def plan(
             changes=tuple(wanted),
             findings=(*ready.findings, *second_opinion(ready), *findings),
             drivers=tuple(folders),
+            copy_all=copy_all,
         )
 
 

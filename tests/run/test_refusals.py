@@ -562,3 +562,21 @@ def test_the_log_says_how_far_a_run_came(xp_server: Server, out: Path, monkeypat
         p2v.convert(p2v.plan(xp_server.disks, output=out))
     log = (out / "run" / "log").read_text()
     assert "convert: begins" in log and "ZeroDivisionError" in log
+
+
+def test_all_copies_what_is_free_too(xp_server: Server, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's deleted file lies in free clusters: with --all it is in the image, without it is not."""
+    from dataclasses import replace
+
+    monkeypatch.setattr(editing, "prove", lambda *words: None)
+    for copy_all in (False, True):
+        plan = replace(p2v.plan(xp_server.disks, output=out / str(copy_all), copy_all=copy_all), changes=())
+        assert (p2v.convert(plan).reports["disk0"].counts["free"] == 0) is copy_all
+        with folder.images(plan, RunDir.of_output(plan.output)) as images, planning.opened(xp_server.disks) as disks:
+            same = all(_same(images["disk0"], disks["disk0"], at) for at in range(0, disks["disk0"].size, 1 << 20))
+        assert same is copy_all
+
+
+def _same(one: planning.Source, two: planning.Source, at: int) -> bool:
+    length = min(1 << 20, two.size - at)
+    return planning.read(one, at, length) == planning.read(two, at, length)
