@@ -100,7 +100,7 @@ def _places(
 ) -> tuple[RunDir, list[tuple[Path, str]]]:
     """The run, and each source's image with its format."""
     if format is not None and format not in FORMATS:
-        raise PlanError(f"no format is called {format}", next="choose one of: " + ", ".join(FORMATS))
+        raise PlanError(f"no format is called {format}", "--format", next="choose one of: " + ", ".join(FORMATS))
     if len(sources) > 1:
         kind = format or "raw"
         images = [(output / f"disk{number}{FORMATS[kind].SUFFIX}", kind) for number in range(len(sources))]
@@ -126,7 +126,7 @@ def _format_of(output: Path) -> str:
 def opened(sources: Sequence[str | Path], format: str | None) -> Iterator[dict[str, Source]]:
     """The sources by id, in the order given; closed at the end."""
     if not sources:
-        raise PlanError("no disk was named", next="name the disks to copy")
+        raise PlanError("no disk was named", why="there is nothing to read", next="name the disks to copy")
     with contextlib.ExitStack() as stack:
         disks = {}
         for number, path in enumerate(sources):
@@ -333,7 +333,8 @@ def _stream(
 ) -> Result:
     """Into a pipe, or nowhere: nothing is kept, so nothing can be gone on with."""
     if output == "-" and len(sources) != 1:
-        raise PlanError("a pipe takes one disk", next="name one source, or a folder as output")
+        raise PlanError("a pipe takes one disk", why="its reader could not tell where the next begins",
+                        next="name one source, or a folder as output")
     if output == "-" and format not in (None, "raw"):
         raise Unsupported(f"{format} cannot be sent through a pipe", str(format),
                           "only raw is written from its first byte to its last",

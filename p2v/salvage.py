@@ -189,7 +189,8 @@ class Salvage:
             self._told = now
             self._progress(self._rescue.stage, self._source.size - self._rescue.left(), self._source.size)
             if self._cancel is not None and self._cancel.is_set():
-                raise Cancelled("the rescue was stopped", next="start the same command again with --resume")
+                raise Cancelled("the rescue was stopped", why="you asked for it; its map is kept",
+                                next="start the same command again with --resume")
         if self._keeper.due(int(self._read)):
             self._keep()
 

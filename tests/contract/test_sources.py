@@ -20,6 +20,7 @@ from p2v.source.nbd import open_image
 from p2v.source.nbdclient import NbdSource
 from p2v.source.ntfsclone import open_ntfsclone
 from p2v.source.overlaid import Overlaid
+from p2v.source.paced import Paced
 from p2v.source.serve import Server
 from p2v.source.split import open_file, open_parts
 from p2v.source.watched import Watched
@@ -86,6 +87,12 @@ def overlaid(folder: Path) -> Iterator[Case]:
     with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
         yield (Overlaid(disk, MemorySource(top), changed), bytes(expected),
                [edge for part in changed for edge in (part.offset, part.end)])
+
+
+@contextlib.contextmanager
+def paced(folder: Path) -> Iterator[Case]:
+    data = numbered_sectors("disk0", 1 << 16)
+    yield Paced(MemorySource(data), 1 << 40), data, ()
 
 
 @contextlib.contextmanager
@@ -182,6 +189,7 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
     "overlaid": (overlaid, ()),
     "faulty": (faulty, ()),
     "watched": (watched, ()),
+    "paced": (paced, ()),
     "nbd raw": (nbd_raw, ("qemu-nbd",)),
     "nbd qcow2": (nbd_qcow2, ("qemu-nbd", "qemu-img")),
     "split": (split, ()),
