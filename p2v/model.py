@@ -346,11 +346,6 @@ def MultiText(*texts: str) -> Value:
     return Value(REG_MULTI_SZ, ("".join(t + "\0" for t in texts) + "\0").encode("utf-16-le"))
 
 
-def Binary(data: bytes) -> Value:
-    """A REG_BINARY."""
-    return Value(REG_BINARY, data)
-
-
 class HiveTree(Protocol):
     """A hive to read. Keys are paths below its root with backslashes, "" is the root; case is ignored."""
 

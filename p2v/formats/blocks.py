@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -31,7 +32,7 @@ _STATE = struct.Struct(">16sQQ")  # "p2v NAME", the disk's size, blocks (or byte
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(ABC):
     """Where things lie in an image, and what its table looks like; a format makes it a class of its own.
 
     All in bytes. name: the format's. size: of the disk. block: of the disk, for one table entry. table:
@@ -64,13 +65,13 @@ class Shape:
         """(offset in the file, bytes) of table entries first to end; first is a multiple of PAGE."""
         return self.table + 4 * first, 4 * (end - first)
 
+    @abstractmethod
     def encode(self, places: Numbers) -> bytes:
         """The table entries for these places, the first of which is a multiple of PAGE."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, data: bytes) -> Numbers:
         """What encode() was given; anything else than 1 to used where the bytes are no entry's."""
-        raise NotImplementedError
 
 
 class Blocks:
