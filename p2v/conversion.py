@@ -22,6 +22,7 @@ from p2v.errors import (
     MismatchError,
     PlanError,
     Severity,
+    Unsupported,
     Where,
     WriteError,
 )
@@ -301,6 +302,9 @@ def verify(
     if not run.plan.exists() and "image" in run.state():
         from p2v import imaging
 
+        if source:
+            raise Unsupported("the disks of a plain copy are not compared again", Where(item=str(run.folder)),
+                              "--source belongs to conversions", "run p2v image once more with --since its manifest")
         return imaging.verify(output, progress=progress, cancel=cancel)
     plan = folder.load_plan(output)
     if run.state().get("undone"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from p2v.checkpoint import Checkpoint, Keeper, tie
 from p2v.copy import CopyReport, report_of, run_copy
 from p2v.errors import Cancelled, DriftError, ReadError, Unsupported, Where, WriteError
-from p2v.keeping import Job, clear
+from p2v.keeping import Job, clear, refuse_another_disk
 from p2v.model import Cancel, Extent, ImageWriter, Progress, Source
 from p2v.rescue import Once
 from p2v.rundir import RunDir, save_bytes
@@ -58,6 +58,8 @@ class DiskCopy:
             return report_of(found, self.extents)
         if found is None:
             clear(self.job)
+        elif not found.map:  # a failing disk is not read for this
+            refuse_another_disk(self.source, self.extents, found)
         path = str(self.job.path)
         writer = form.create(path, size) if found is None else form.reopen(path, found.state)
         try:

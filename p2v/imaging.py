@@ -7,6 +7,7 @@ does it; the map of that is kept beside the image, and ddrescue can go on with i
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from p2v.model import Cancel, Extent, Kind, Progress, Source, no_progress
 from p2v.outlets import Existing, Nowhere, Pipe
 from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.paced import Paced
+from p2v.source.split import parts_of
 
 DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
 """The suffix of a format → what qemu calls it."""
@@ -68,6 +70,7 @@ def image(
         return _stream(sources, str(output), format, source_format, options, progress, cancel, pipe)
     run, images = _places(sources, Path(output), run_folder, format)
     _refuse_own_sources(sources, images)
+    _refuse_places(images)
     if options.retries and any(FORMATS[kind].SEQUENTIAL for _, kind in images):
         raise _sequential(images[0][1], "the rescue of a failing disk writes in any order")
     with opened(sources, source_format) as disks, _held(run, images):
@@ -78,6 +81,10 @@ def image(
                 for disk, (path, kind) in zip(disks, images, strict=True)}
         if since is not None:
             return _update(disks, jobs, run, wanted, Path(since), options, progress, cancel)
+        for disk, (path, kind) in zip(disks, images, strict=True):  # before --force takes anything away
+            if disks[disk].size > FORMATS[kind].LIMIT:
+                raise Unsupported(f"{kind} holds at most {FORMATS[kind].LIMIT} bytes", Where(item=str(path)),
+                                  f"the disk has {disks[disk].size}", "choose another --format")
         if _claim(run, jobs, wanted, resume=resume, force=force):
             reports = load_reports(run)
             return Result(str(output), files, 0, reports, (), done_before=True)
@@ -110,11 +117,26 @@ def _places(
 
 def _refuse_own_sources(sources: Sequence[str | Path], images: Sequence[tuple[Path, str]]) -> None:
     """No source may be what an image replaces, or a part of it. Raises PlanError."""
+    replaced = [one for path, _ in images for one in (path, *image_files(path.parent, path.name)) if one.exists()]
     taken = {one.resolve() for path, _ in images for one in (path, *image_files(path.parent, path.name))}
-    for source in sources:
-        if Path(source).resolve() in taken:
-            raise PlanError("the output is the source, or a file of it", Where(item=str(source)),
-                            "files of the output are replaced; a source never is", "choose another output")
+    for source in map(Path, sources):
+        # Of an image in several files, or with a backing file, any neighbour may be a part.
+        parts = planning.format_by_name(source) != "raw" or len(parts_of(str(source))) > 1
+        near = parts and any(one.resolve().parent == source.resolve().parent for one in replaced)
+        same = source.exists() and any(os.path.samefile(source, one) for one in replaced)
+        if source.resolve() in taken or near or same:
+            raise PlanError("the output is the source, or may be a file of it", Where(item=str(source)),
+                            "files of the output are replaced; a source never is",
+                            "choose another output, in another folder")
+
+
+def _refuse_places(images: Sequence[tuple[Path, str]]) -> None:
+    """Raises PlanError where something lies that is no file: a device, a pipe, a folder."""
+    for path, _ in images:
+        if path.exists() and not path.is_file():
+            raise PlanError("the output is not a file", Where(item=str(path)),
+                            "p2v writes images into files, not onto devices, pipes or folders",
+                            "name a file; write it onto a device afterwards, with dd for example")
 
 
 def _format_of(output: Path) -> str:
@@ -151,6 +173,9 @@ def _claim(run: RunDir, jobs: Mapping[str, Job], wanted: Mapping[str, object], *
     state = run.state()
     there = [path for job in jobs.values() for path in image_files(job.path.parent, job.path.name)]
     same = state.get("image") == wanted
+    if state.get("updating") and not force:
+        raise PlanError("the image was being brought up to date when that was cut short", Where(item=str(run.folder)),
+                        "it is partly old and partly new", f"give --since {run.manifest} again: it finishes that")
     if resume and same:
         if state.get("finished") and all(job.path.exists() for job in jobs.values()):
             return True
@@ -259,6 +284,12 @@ def _update(
     known = _known(disks, jobs, run, wanted, since)
     seen, findings = look(disks)
     halfway = bool(run.state().get("updating"))
+    for disk in disks if not halfway else ():  # what is skipped later must be what the manifest says
+        image = jobs[disk].form.read(str(jobs[disk].path))
+        try:
+            verify_copy(image, known[disk], progress=progress, cancel=cancel)
+        finally:
+            image.close()
     run.save_state(updating=True, finished=None)
     reports = {}
     for disk, source in disks.items():
@@ -289,10 +320,14 @@ def _known(
         raise PlanError("there is no finished copy to bring up to date", Where(item=str(run.folder)),
                         "--since writes into the image of the same sources, format and options",
                         "give the words of the first copy, or copy anew")
-    known = load_reports(RunDir(since.parent, run.run)) if since.name == run.manifest.name else {}
+    if "plan" in state:
+        raise PlanError("the guest in this image was edited since it was copied", Where(item=str(run.folder)),
+                        "bringing it up to date would take the edits away", "copy the disk into another image")
+    own = since.exists() and since.resolve() == run.manifest.resolve()
+    known = load_reports(run) if own else {}
     if set(known) != set(disks):
         raise PlanError("this is not the manifest of these images", Where(item=str(since)),
-                        "it must be called manifest.json, and know the same disks", f"name {run.manifest}")
+                        "what the images hold is known from their own manifest alone", f"name {run.manifest}")
     for disk, source in disks.items():
         if known[disk].size != source.size:
             raise DriftError(f"{source.name} has another size than when it was copied", Where(source.name),
@@ -317,6 +352,9 @@ def verify(output: str | Path, *, progress: Progress = no_progress, cancel: Canc
     document, reports = load_json(run.manifest), load_reports(run)
     files = []
     for entry in document["disks"]:
+        if entry.get("format") not in FORMATS or "image" not in entry:
+            raise PlanError("the manifest does not hold together", Where(item=str(run.manifest)),
+                            "it does not name an image and a format that this p2v knows", "copy anew with --force")
         path = image_path(str(entry["image"]), run)
         source = FORMATS[entry["format"]].read(str(path))
         try:

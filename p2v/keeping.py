@@ -9,6 +9,7 @@ Saving costs what was copied since the last time, whatever the size of the disk.
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import json
 import os
@@ -21,11 +22,13 @@ from typing import Any
 
 from p2v.checkpoint import SECONDS, Checkpoint, Keeper
 from p2v.copy import CopyReport, report_of, run_copy
-from p2v.digests import DIGEST, Digests
-from p2v.errors import LayoutError, P2VError, Where
-from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Progress, Range, Source, no_progress
+from p2v.digests import DIGEST, Digests, digest_of
+from p2v.errors import DriftError, LayoutError, P2VError, ReadError, Where
+from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Kind, Progress, Range, Source, no_progress
+from p2v.ring import CHUNK
 from p2v.rundir import cannot_write, save_json
 
+LOOKS = 10  # chunks read again before a copy goes on
 _RECORD = struct.Struct(f"<Q{DIGEST}s")  # a chunk's number and digest
 _PIECE = 1 << 16  # records read at once
 
@@ -155,6 +158,8 @@ def copy_image(
     if found is not None and found.at == source.size and job.path.exists():
         return report_of(found, extents), None
     writer = None if found is None or found.map else _reopened(job, found)
+    if writer is not None and found is not None:
+        refuse_another_disk(source, extents, found)
     if writer is None:
         found = None
         clear(job)
@@ -165,6 +170,38 @@ def copy_image(
         job.give_up(writer)
         raise
     return report, writer
+
+
+def refuse_another_disk(source: Source, extents: Sequence[Extent], found: Checkpoint) -> None:
+    """Read some of what was copied again. Raises DriftError where it is not what it was.
+
+    A fingerprint of tables and journals does not tell two data disks apart that were made alike.
+    """
+    bad = {index for one in found.bad for index in range(one.offset // CHUNK, -(-one.end // CHUNK))}
+    copied = [index for index in found.digests.not_zero(0, found.at // CHUNK) if index not in bad]
+    starts = [extent.offset for extent in extents]
+    for look in sorted({number * (len(copied) - 1) // (LOOKS - 1) for number in range(LOOKS)} if copied else ()):
+        at = copied[look] * CHUNK
+        with contextlib.suppress(ReadError):  # it is dying: the rescue will tell
+            if digest_of(_as_written(source, extents, starts, at)) != found.digests.digest(copied[look]):
+                where = Where(source.name, at, CHUNK)
+                raise DriftError(f"{source.name} is not the disk that the copy began with", where,
+                                 "what was copied from there is not there any more",
+                                 "name the same disk; if it was in use meanwhile, begin anew with --force")
+
+
+def _as_written(source: Source, extents: Sequence[Extent], starts: Sequence[int], at: int) -> bytes:
+    """A chunk as a copy writes it: zeroes where nothing is read."""
+    end = min(at + CHUNK, source.size)
+    data = bytearray(end - at)
+    for number in range(bisect.bisect_right(starts, at) - 1, len(extents)):
+        extent = extents[number]
+        if extent.offset >= end:
+            break
+        low, high = max(extent.offset, at), min(extent.end, end)
+        if extent.kind is Kind.DATA and low < high:
+            source.read_into(low, memoryview(data)[low - at : high - at])
+    return bytes(data)
 
 
 def clear(job: Job) -> None:

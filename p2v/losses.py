@@ -21,7 +21,7 @@ def losses(
     if not report.bad:
         return
     again = f"to try again: ddrescue -d -r3 {source.name} {path} {chart}" if form.NAME == "raw" \
-        and chart.exists() else "to try again: the same command with --force --retries 3"
+        and chart.exists() else "to try again: the same command with another -o and --retries 3"
     yield from ranges(source, report.bad, again)
     yield from _files_hit(form, path, [Range(e.offset, e.length) for e in report.bad], disk)
 

@@ -171,12 +171,14 @@ class Rescue:
         """The next block to read from at on, or before it."""
         index = bisect.bisect_right(self._ends, at)
         if forward:
-            for span in self._domain[index:]:
+            for number in range(index, len(self._domain)):  # no slice: it would be copied for each block
+                span = self._domain[number]
                 found = self._chart.find(Status.NON_TRIED, max(at, span.offset), span.end)
                 if found:
                     return Block(found.offset, min(found.length, BLOCK), found.status)
             return None
-        for span in reversed(self._domain[: index + 1]):
+        for number in range(min(index, len(self._domain) - 1), -1, -1):
+            span = self._domain[number]
             if span.offset < at:
                 found = self._chart.find_last(Status.NON_TRIED, span.offset, min(at, span.end))
                 if found:

@@ -139,7 +139,8 @@ class Salvage:
 
     def _wanted(self, start: int, end: int) -> Iterator[Range]:
         """The domain between two places."""
-        for span in self._domain[bisect.bisect_right(self._ends, start) :]:
+        for number in range(bisect.bisect_right(self._ends, start), len(self._domain)):
+            span = self._domain[number]
             low, high = max(span.offset, start), min(span.end, end)
             if low >= high:
                 return

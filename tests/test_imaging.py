@@ -516,3 +516,58 @@ def test_ctrl_c_says_how_to_go_on(disk, tmp_path):
     assert child.returncode == 130 and b"--resume" in said
     assert run(disk, "-o", tmp_path / "out.raw", "--resume").returncode == 0
     assert (tmp_path / "out.raw").read_bytes() == disk.read_bytes()
+
+
+def test_a_copy_never_goes_on_with_another_disk(disk, tmp_path, monkeypatch):
+    """Two data disks that were made alike: tables and sizes do not tell them apart, their content does."""
+    out = tmp_path / "out.qcow2"
+    cut_short(monkeypatch, disk, out, "qcow2", 7 * MIB)
+    other = bytearray(disk.read_bytes())
+    for at in range(1 * MIB, len(other), MIB):
+        other[at] ^= 0xFF
+    disk.write_bytes(other)
+    with pytest.raises(DriftError, match="not the disk that the copy began with"):
+        p2v.image([disk], out, format="qcow2", resume=True)
+    assert not out.exists()
+
+
+def test_since_refuses_an_image_that_is_not_what_its_manifest_says(disk, tmp_path):
+    import subprocess
+
+    out = tmp_path / "out.qcow2"
+    p2v.image([disk], out)
+    manifest = tmp_path / "out.qcow2.p2v" / "manifest.json"
+    foreign = tmp_path / "manifest.json"
+    foreign.write_bytes(manifest.read_bytes())
+    with pytest.raises(PlanError, match="not the manifest of these images"):
+        p2v.image([disk], out, since=foreign)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x55 1M 512", out], check=True, capture_output=True)
+    with pytest.raises(MismatchError):
+        p2v.image([disk], out, since=manifest)
+
+
+def test_force_never_replaces_a_part_of_the_source(disk, tmp_path):
+    folder = tmp_path / "vm"
+    folder.mkdir()
+    p2v.image([disk], folder / "s.vmdk", format="vmdk-flat")
+    before = (folder / "s-flat.vmdk").read_bytes()
+    with pytest.raises(PlanError, match="may be a file of it"):
+        p2v.image([folder / "s.vmdk"], folder / "s-flat.vmdk", format="raw", force=True)
+    assert (folder / "s-flat.vmdk").read_bytes() == before
+
+
+def test_force_takes_nothing_away_before_the_limit_is_checked(tmp_path):
+    huge, out = tmp_path / "huge.img", tmp_path / "out.vhd"
+    with open(huge, "wb") as file:
+        file.truncate(3 << 40)
+    out.write_bytes(b"precious")
+    with pytest.raises(Unsupported, match="holds at most"):
+        p2v.image([huge], out, force=True)
+    assert out.read_bytes() == b"precious"
+
+
+def test_the_output_must_be_a_file(disk, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", "/dev/null"):
+        with pytest.raises(PlanError, match="not a file"):
+            p2v.image([disk], place, format="raw", force=True)

@@ -19,6 +19,7 @@ _EMBEDDED = slice(_SECTOR, 21 * _SECTOR)  # where qemu looks for a parent in an 
 _SPARSE = (b"KDMV", b"COWD")
 _CAPACITY = slice(12, 20)  # its place in the header
 _PARENT = re.compile(rb"parentFileNameHint", re.IGNORECASE)
+_ACCESS = (b"RW", b"RDONLY", b"NOACCESS")
 
 
 def refuse_strangers(path: str) -> None:
@@ -39,9 +40,10 @@ def refuse_strangers(path: str) -> None:
 
 
 def _named(text: bytes) -> set[bytes]:
-    """What qemu could take for the file of an extent: whatever follows an "RW" and the next quote, at least."""
+    """What a reader could take for the file of an extent: whatever follows an access word and the next quote."""
     pieces = text.split(b'"')
-    return {re.split(rb"[\r\n]", name, maxsplit=1)[0] for before, name in pairwise(pieces) if b"RW" in before}
+    return {re.split(rb"[\r\n]", name, maxsplit=1)[0] for before, name in pairwise(pieces)
+            if any(word in before for word in _ACCESS)}
 
 
 def _refuse_outside(path: str, folder: str, name: str) -> None:

@@ -537,3 +537,19 @@ def test_the_index_counts_right(runs: list[tuple[bool, int]]) -> None:
             assert index.runs_before(block) == (starts[block - 1] if block else 0)
     back = np.concatenate([np.full(count, used) for _, count, used in index.pieces(0, len(bits))])
     assert (back == bits).all()
+
+
+@pytest.mark.parametrize("access", ["RW", "RDONLY", "NOACCESS"])
+@pytest.mark.parametrize("kind", ["FLAT", "VMFS", "SPARSE"])
+def test_a_vmdk_cannot_name_a_strangers_file_whatever_it_calls_its_access(
+    tmp_path: Path, access: str, kind: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * 4096)
+    image = tmp_path / "folder" / "disk.vmdk"
+    image.parent.mkdir()
+    offset = " 0" if kind == "FLAT" else ""
+    image.write_text(f'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+                     f'{access} 8 {kind} "{secret}"{offset}\n')
+    with pytest.raises(Unsupported):
+        open_input(str(image), "vmdk")
