@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fixtures.registry.dirty import dirty
 from p2v.errors import GuestError, MissingTool, Severity, Unsupported
-from p2v.model import Binary, DWord, ExpandText, MultiText, Text, Value
+from p2v.model import REG_BINARY, DWord, ExpandText, MultiText, Text, Value
 from p2v.registry import regf
 from p2v.registry.hive import HiveEditor
 from p2v.registry.reader import open_hive
@@ -98,7 +98,7 @@ def test_corpus_edits_lose_nothing(corpus: Path, name: str) -> None:
     parent = min(path for path in before if path.count("\\") <= 1 and path)
     editor = HiveEditor(data, name)
     editor.create_key(f"{parent}\\a new key")
-    editor.set_value(f"{parent}\\A NEW KEY", "", Binary(b"\1\2\3"))
+    editor.set_value(f"{parent}\\A NEW KEY", "", Value(REG_BINARY, b"\1\2\3"))
     edited = editor.commit()
     assert_written_well(edited)
     assert_only(before, walk(edited), set(), {f"{parent}\\a new key"})
@@ -139,18 +139,18 @@ def test_a_real_edit_seen_by_reged_and_reglookup(tmp_path: Path, needs) -> None:
 @pytest.mark.parametrize("minor", [3, 4, 5])
 def test_values_of_every_kind_survive_their_neighbour(minor: int) -> None:
     """hivex writes all values of a key anew when one changes."""
-    values = {"": Text("default"), "empty": Binary(b""), "three": Binary(b"\1\2\3"), "Größe": DWord(7),
+    values = {"": Text("default"), "empty": Value(REG_BINARY, b""), "three": Binary(b"\1\2\3"), "Größe": DWord(7),
               "имя": MultiText("a", "b"), "\x81\x9f": Value(0, b"x"), "odd": Value(0xFFFF0012, b"12345"),
-              "long": Binary(bytes(16344)), "number": Value(11, b"12345678"), "short number": Value(4, b"\1\2")}
+              "long": Value(REG_BINARY, bytes(16344)), "number": Value(11, b"12345678"), "short number": Value(4, b"\1\2")}
     editor = HiveEditor(renumbered(stored("minimal"), minor), "S")
     editor.create_key("A\\B")
     for name, value in values.items():
         editor.set_value("A\\B", name, value)
     first = editor.commit()
     again = HiveEditor(first, "S")
-    again.set_value("a\\b", "THREE", Binary(b"\4"))
+    again.set_value("a\\b", "THREE", Value(REG_BINARY, b"\4"))
     data = again.commit()
-    assert open_hive(data, "S").values("A\\B") == {**values, "three": Binary(b"\4")}
+    assert open_hive(data, "S").values("A\\B") == {**values, "three": Value(REG_BINARY, b"\4")}
     assert list(open_hive(data, "S").values("A\\B")) == list(values)
     assert_written_well(data)
 
@@ -227,7 +227,7 @@ def test_big_data_is_refused_not_rewritten() -> None:
         editor.set_value(key, "new", DWord(1))
     assert "AppCompatCache" in str(caught.value.where)
     with pytest.raises(Unsupported, match="16345 bytes"):
-        editor.set_value("Select", "new", Binary(bytes(16345)))
+        editor.set_value("Select", "new", Value(REG_BINARY, bytes(16345)))
     editor.set_value("ControlSet001\\Control\\Session Manager", "new", DWord(1))  # its parent has none
     assert walk(editor.commit())[key] == walk(data)[key]
 
