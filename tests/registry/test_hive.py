@@ -139,7 +139,8 @@ def test_a_real_edit_seen_by_reged_and_reglookup(tmp_path: Path, needs) -> None:
 @pytest.mark.parametrize("minor", [3, 4, 5])
 def test_values_of_every_kind_survive_their_neighbour(minor: int) -> None:
     """hivex writes all values of a key anew when one changes."""
-    values = {"": Text("default"), "empty": Value(REG_BINARY, b""), "three": Value(REG_BINARY, b"\1\2\3"), "Größe": DWord(7),
+    values = {"": Text("default"), "empty": Value(REG_BINARY, b""), "three": Value(REG_BINARY, b"\1\2\3"),
+              "Größe": DWord(7),
               "имя": MultiText("a", "b"), "\x81\x9f": Value(0, b"x"), "odd": Value(0xFFFF0012, b"12345"),
               "long": Value(REG_BINARY, bytes(16344)), "number": Value(11, b"12345678"),
               "short number": Value(4, b"\1\2")}
