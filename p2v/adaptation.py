@@ -14,7 +14,7 @@ from pathlib import Path
 from p2v import changes as changing
 from p2v import conversion, editing, folder, inplace, planning
 from p2v.errors import Cancelled, PlanError, Unsupported, Where
-from p2v.formats import FORMATS
+from p2v.formats import FORMATS, QEMU_DRIVERS
 from p2v.model import Cancel, Change, DiskPlan, Plan, Progress, State, no_progress
 from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.nbd import allocated
@@ -76,7 +76,7 @@ def adapt(
 def _since_the_beginning(made: Plan, run: RunDir) -> Plan:
     """The plan with the changes of earlier adapts in it, so that one undo takes all of them back."""
     state = run.state()
-    if not state.get("finished") or state.get("undone"):
+    if not state.get("finished") or state.get("undone") or not run.plan.exists():  # p2v image leaves no plan
         return made
     changes = {change.place: change for change in folder.load_plan(run.folder).changes}
     for change in made.changes:
@@ -163,7 +163,7 @@ def finish_interrupted(run: RunDir, progress: Progress = no_progress) -> bool:
                             f"it names {disk!r}, which the plan does not have", "restore the folder from a backup")
         progress("write", index, len(writing))
         image = folder.image_path(by_id[disk].image, run)
-        inplace.replay(_journal(run, disk), str(image), qemu_driver(by_id[disk].format))
+        inplace.replay(_journal(run, disk), str(image), QEMU_DRIVERS[FORMATS[by_id[disk].format].SUFFIX])
         _refresh_manifest(run, disk, inplace.ranges(_journal(run, disk)))
     run.save_state(writing=None)
     progress("write", len(writing), len(writing))
@@ -228,7 +228,3 @@ def _is_stream(disk: DiskPlan) -> bool:
     with open(disk.image, "rb") as file:
         return b'createType="streamOptimized"' in file.read(STREAM_HEAD)
 
-
-def qemu_driver(format: str) -> str:
-    """What qemu calls a format of ours."""
-    return "vpc" if format.startswith("vhd") and not format.startswith("vhdx") else format.split("-")[0]

@@ -101,9 +101,9 @@ def make_overlays(
     with recovered(seen, run, progress) as ready:  # a guest that has drifted must not cost an appliance start
         guest = ready.known_guest
         todo, hives, volumes = changing.pending(changes, guest), guest.facts.hives, guest.volumes
-    if not planning.unclean_volumes(seen):
-        for path in overlays.values():
-            path.unlink(missing_ok=True)
+    replayed = run.state().get("recovered") if planning.unclean_volumes(seen) else None
+    for disk in overlays.keys() - (replayed or {}).get("overlays", {}).keys():
+        overlays[disk].unlink(missing_ok=True)
     progress("edit", 0, len(changes))
     raw = [change for change in todo if isinstance(change, BytesChange)]
     with _appliance(seen, overlays, volumes, raw) as door:

@@ -27,7 +27,7 @@ from p2v.errors import (
 )
 from p2v.extents import check
 from p2v.folder import image_path, load_reports
-from p2v.formats import FORMATS
+from p2v.formats import FORMATS, QEMU_DRIVERS
 from p2v.keeping import CopyLog, Job, clear, image_files
 from p2v.losses import look, losses, ranges
 from p2v.model import Cancel, Extent, Kind, Progress, Source, no_progress
@@ -36,8 +36,6 @@ from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.paced import Paced
 from p2v.source.split import parts_of
 
-DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
-"""The suffix of a format → what qemu calls it."""
 ANY = Options()
 
 
@@ -294,7 +292,7 @@ def _update(
     reports = {}
     for disk, source in disks.items():
         extents = plan_copy(source, () if options.everything else spared(disk, seen))
-        with opened_for_writing(str(jobs[disk].path), DRIVERS[jobs[disk].form.SUFFIX]) as handle:
+        with opened_for_writing(str(jobs[disk].path), QEMU_DRIVERS[jobs[disk].form.SUFFIX]) as handle:
             writer = Existing(handle)
             reports[disk] = run_copy(Paced(source, options.rate) if options.rate else source, extents, writer,
                                      progress=progress, cancel=cancel, careful=False,
@@ -311,7 +309,7 @@ def _known(
 ) -> dict[str, CopyReport]:
     """What the images hold. Raises PlanError, Unsupported, DriftError where they cannot be brought up to date."""
     for job in jobs.values():
-        if not job.form.EDITABLE or job.form.SUFFIX not in DRIVERS:
+        if not job.form.EDITABLE or job.form.SUFFIX not in QEMU_DRIVERS:
             raise Unsupported(f"a {job.form.NAME} image cannot be written where it lies", str(job.path),
                               "its content has no place to be replaced", "copy again with --force")
     state = run.state()

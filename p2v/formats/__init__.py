@@ -42,3 +42,6 @@ FORMATS: Mapping[str, ImageFormat] = {
     vdi_fixed.NAME: vdi_fixed,
     raw.NAME: raw,  # last: any bytes may be a raw disk, so probe() asks the others first
 }
+
+QEMU_DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
+"""The suffix of a format → what qemu calls it."""

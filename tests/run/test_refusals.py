@@ -12,7 +12,7 @@ import pytest
 
 import p2v
 from fixtures import disks
-from fixtures.servers import Server, build_nt4_fat16, build_xp
+from fixtures.servers import Server, build_nt4_fat16, build_two_disk, build_xp
 from p2v import editing, folder, planning
 from p2v.errors import (
     DriftError,
@@ -26,6 +26,7 @@ from p2v.errors import (
 )
 from p2v.model import Plan, Range
 from p2v.rundir import RunDir
+from p2v.source.window import Window
 from p2v.testing import FaultySource
 
 
@@ -421,7 +422,7 @@ class TestWhatIsUnderAnOverlay:
 
         monkeypatch.setattr(editing, "_appliance", played)
         monkeypatch.setattr(editing, "allocated", lambda path: (Range(0, 4096),))
-        monkeypatch.setattr(editing, "overlaid_source", lambda source, path: source)
+        monkeypatch.setattr(editing, "overlaid_source", lambda source, path: Window(source, 0, source.size))
         monkeypatch.setattr(editing, "prove", lambda *words: None)
         monkeypatch.setattr(changing, "perform", lambda *words: asked.append("edit"))
         return asked
@@ -458,6 +459,20 @@ class TestWhatIsUnderAnOverlay:
         p2v.plan(server.disks, output=out)
         assert appliance == ["new overlay", "recover disk0p1"], "it was made anew, not edited further"
         assert plan.changes
+
+    def test_beside_a_replayed_journal_other_disks_are_edited_anew(
+        self, tmp_path: Path, out: Path, appliance: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from p2v import conversion as running
+
+        server = build_two_disk(tmp_path / "server", unclean_volume=True)
+        plan = p2v.plan(server.disks, output=out)
+        RunDir.of_output(out).overlay("disk1").write_bytes(b"half an edit")
+        appliance.clear()
+        monkeypatch.setattr(running, "_copy_all", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            p2v.convert(plan)
+        assert appliance == ["old overlay", "new overlay", "edit"]
 
     def test_a_journal_that_was_replayed_for_an_older_plan_is_forgotten(
         self, tmp_path: Path, out: Path, appliance: list[str], monkeypatch: pytest.MonkeyPatch
