@@ -209,12 +209,36 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a volume manager says of a volume that is more than a partition.
+
+    manager: "ldm", "ft", "md", "imsm", "ddf", "lvm", "gpt". name: what the manager calls it ("Volume1", "md0").
+    guid: the 16 raw bytes that MountedDevices knows an LDM volume by; b"" elsewhere.
+    letter: its drive letter as far as the manager knows one ("C:"), "" otherwise.
+    type: the MBR type byte that it has as a basic partition; 0 where the manager does not say.
+    group: the set that the disks belong to, as its manager names it (a GUID as text, a UUID).
+    system, boot: the manager calls it Microsoft's system, or boot, volume.
+    """
+
+    manager: str
+    name: str
+    guid: bytes = b""
+    letter: str = ""
+    type: int = 0
+    group: str = ""
+    system: bool = False
+    boot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """What carries a filesystem, put together from its members.
 
     name: its id in a plan, stable for the same disks ("disk0p1").
-    layout: "basic" for a partition of one disk; later "mirrored", "striped" …
+    layout: "basic" for a partition of one disk, "simple" for one range of a volume manager's, "spanned",
+    "striped", "raid4", "raid5", "raid6", "raid10"; a mirror has "mirrored" once its leg is chosen.
     partition: the table entry that it lies in; None for a volume without one.
+    origin: what a volume manager says of it; None for a plain partition.
     """
 
     name: str
@@ -222,6 +246,51 @@ class Volume:
     layout: str
     members: tuple[Member, ...]
     partition: Partition | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One whole copy of a mirrored volume, on one disk.
+
+    source: the volume's bytes as this copy has them. member: where they lie. partition: its entry in the
+    table of its own disk, None where it has none.
+    generation: what the manager's metadata on this very disk counts, most weighty first; tuples of one mirror
+    compare, higher is newer; () where the manager keeps none (an FT set of NT 4).
+    history: the same in words, for the user ("committed 1133, TOC 5, changed 2009-03-02 11:20").
+    against: what the set's newest metadata, or a hive, holds against this copy, in words: any of them
+    makes it no candidate.
+    fails: ids of disks that this disk's own metadata calls failed, detached or gone; two that fail each
+    other are a split brain.
+    """
+
+    disk: str
+    source: Source
+    member: Member
+    partition: Partition | None = None
+    generation: tuple[int, ...] = ()
+    history: str = ""
+    against: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A mirrored volume whose leg is not chosen yet: readers find it, only choosing makes a Volume of it.
+
+    legs: the copies on the disks that were given, in the manager's order (member 0 first).
+    missing: what the metadata calls the copies' disks that were not given, in words.
+    """
+
+    name: str
+    size: int
+    legs: tuple[Leg, ...]
+    origin: Origin
+    missing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.legs or self.size <= 0 or any(leg.source.size < self.size for leg in self.legs):
+            raise ValueError(f"no mirror: {self.name}, {self.size} bytes on {len(self.legs)} legs")
 
 
 class FilesystemState(enum.Enum):

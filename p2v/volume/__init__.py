@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from p2v.errors import Finding
-from p2v.model import Partition, Source, Volume
+from p2v.model import Mirror, Partition, Source, Volume
 from p2v.volume import mbr
 
 
@@ -16,7 +16,7 @@ class VolumeReader(Protocol):
 
     NAME: str
 
-    def find(self, disks: Mapping[str, Source]) -> Iterator[Volume | Partition | Finding]:
+    def find(self, disks: Mapping[str, Source]) -> Iterator[Volume | Mirror | Partition | Finding]:
         """What these disks hold. Damage is a finding, never an exception."""
 
 
@@ -25,11 +25,15 @@ READERS: Sequence[VolumeReader] = (mbr,)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is known of the disks: in the order of the disks, then of their tables."""
+    """What is known of the disks: in the order of the disks, then of their tables.
+
+    mirrors: of which a leg must be chosen before anything is read from them.
+    """
 
     volumes: tuple[Volume, ...]
     partitions: tuple[Partition, ...]
     findings: tuple[Finding, ...]
+    mirrors: tuple[Mirror, ...] = ()
 
 
 def find_volumes(disks: Mapping[str, Source]) -> Layout:
@@ -40,12 +44,15 @@ def find_volumes(disks: Mapping[str, Source]) -> Layout:
     volumes: list[Volume] = []
     partitions: list[Partition] = []
     findings: list[Finding] = []
+    mirrors: list[Mirror] = []
     for reader in READERS:
         for found in reader.find(disks):
             if isinstance(found, Volume):
                 volumes.append(found)
+            elif isinstance(found, Mirror):
+                mirrors.append(found)
             elif isinstance(found, Partition):
                 partitions.append(found)
             else:
                 findings.append(found)
-    return Layout(tuple(volumes), tuple(partitions), tuple(findings))
+    return Layout(tuple(volumes), tuple(partitions), tuple(findings), tuple(mirrors))
