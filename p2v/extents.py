@@ -83,3 +83,22 @@ def intersection(one: Sequence[Range], two: Sequence[Range]) -> list[Range]:
         else:
             j += 1
     return result
+
+
+def without(one: Iterable[Range], two: Sequence[Range]) -> list[Range]:
+    """What of one does not lie in two. Each is ascending."""
+    result = []
+    j = 0
+    for part in one:
+        at = part.offset
+        while j < len(two) and two[j].end <= at:
+            j += 1
+        k = j
+        while k < len(two) and two[k].offset < part.end:
+            if two[k].offset > at:
+                result.append(Range(at, two[k].offset - at))
+            at = max(at, two[k].end)
+            k += 1
+        if at < part.end:
+            result.append(Range(at, part.end - at))
+    return result

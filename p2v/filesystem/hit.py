@@ -1,7 +1,7 @@
-"""Whose bytes are these? The files of a volume that lie in ranges which were lost.
+"""Whose bytes are these? The files of a volume that lie in given ranges: what was lost, or differs.
 
-Read through libfsntfs and libfsfat, from the image: the failing disk is not asked again. What is zero there
-may be the list of files itself; what cannot be walked is said.
+Read through libfsntfs and libfsfat. What was lost is asked of the image: the failing disk is left in peace. What
+is zero there may be the list of files itself; what cannot be walked is said.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ def files_hit(volume: str, source: Source, filesystem: Filesystem, lost: Sequenc
 
     volume: its name in the plan. source: the volume in the image. lost: its ranges, ascending, not touching.
     """
-    if filesystem.kind != "ntfs" and not filesystem.kind.startswith("fat"):
+    if not has_files(filesystem):
         yield _unknown(volume, "p2v reads the files of NTFS and FAT volumes")
         return
     total, count, unread = 0, 0, ""
     try:
-        library = _ntfs_volume() if filesystem.kind == "ntfs" else _fat_volume()
-        library.open_file_object(SourceFile(source))
-        for path, bytes_lost in _walk(library.get_root_directory(), lost):
+        for path, bytes_lost in files_in(source, filesystem, lost):
             if bytes_lost is None:
                 unread = unread or path
                 continue
@@ -67,17 +65,42 @@ def _unknown(volume: str, why: str) -> Finding:
                    "have Windows check the volume in the VM (chkdsk)", Severity.WARNING)
 
 
-def _walk(root: Any, lost: Sequence[Range]) -> Iterator[tuple[str, int | None]]:
-    """(path, bytes lost) of each file that lost any; (path, None) of what cannot be read."""
-    ends = [span.end for span in lost]
-    todo: list[tuple[str, Any, int]] = [("", root, 0)]
+def has_files(filesystem: Filesystem) -> bool:
+    """Can its files be told here?"""
+    return filesystem.kind == "ntfs" or filesystem.kind.startswith("fat")
+
+
+def files_in(
+    source: Source, filesystem: Filesystem, ranges: Sequence[Range]
+) -> Iterator[tuple[str, int | None]]:
+    """(path, its bytes in ranges) of each file that has any; (path, None) of what cannot be read.
+
+    ranges: of the volume, ascending, not touching. Raises LIBRARY_ERRORS where there is no list of files at all.
+    """
+    ends = [span.end for span in ranges]
+    for path, extents in file_extents(source, filesystem):
+        if extents is None:
+            yield path, None
+        elif hit := sum(_overlap(extent, ranges, ends) for extent in extents):
+            yield path, hit
+
+
+def file_extents(
+    source: Source, filesystem: Filesystem
+) -> Iterator[tuple[str, Sequence[Range] | None]]:
+    """(path, where its content lies) of each file and folder of a volume; (path, None) of what cannot be read.
+
+    The filesystem's own files are among them (\\$MFT); folders of NTFS lie in no extents. Raises LIBRARY_ERRORS
+    where there is no list of files at all.
+    """
+    library = _ntfs_volume() if filesystem.kind == "ntfs" else _fat_volume()
+    library.open_file_object(SourceFile(source))
+    todo: list[tuple[str, Any, int]] = [("", library.get_root_directory(), 0)]
     left = _LARGEST
     while todo:
         path, entry, depth = todo.pop()
         try:
-            hit = sum(_overlap(extent, lost, ends) for extent in _extents(entry))
-            if hit:
-                yield path or "\\", hit
+            yield path or "\\", list(_extents(entry))
             count = entry.number_of_sub_file_entries if depth < DEEPEST else 0
         except LIBRARY_ERRORS:
             yield path or "\\", None
@@ -97,23 +120,26 @@ def _walk(root: Any, lost: Sequence[Range]) -> Iterator[tuple[str, int | None]]:
                 todo.append((f"{path}\\{name}", below, depth + 1))
 
 
-def _extents(entry: Any) -> Iterator[tuple[int, int, int]]:
-    """(offset, length, flags) of all that a file holds, its named streams too."""
+def _extents(entry: Any) -> Iterator[Range]:
+    """All that a file holds, its named streams too; holes are left out."""
     for index in range(entry.number_of_extents):
-        yield entry.get_extent(index)
+        yield from _placed(*entry.get_extent(index))
     for number in range(getattr(entry, "number_of_alternate_data_streams", 0)):
         stream = entry.get_alternate_data_stream(number)
         for index in range(stream.number_of_extents):
-            yield stream.get_extent(index)
+            yield from _placed(*stream.get_extent(index))
 
 
-def _overlap(extent: tuple[int, int, int], lost: Sequence[Range], ends: Sequence[int]) -> int:
-    offset, length, flags = extent
-    if flags & _HOLE or length <= 0:
-        return 0
+def _placed(offset: int, length: int, flags: int) -> Iterator[Range]:
+    if not flags & _HOLE and offset >= 0 and length > 0:
+        yield Range(offset, length)
+
+
+def _overlap(extent: Range, ranges: Sequence[Range], ends: Sequence[int]) -> int:
     total = 0
-    for span in lost[bisect.bisect_right(ends, offset) :]:
-        if span.offset >= offset + length:
+    for number in range(bisect.bisect_right(ends, extent.offset), len(ranges)):
+        span = ranges[number]
+        if span.offset >= extent.end:
             break
-        total += min(span.end, offset + length) - max(span.offset, offset)
+        total += min(span.end, extent.end) - max(span.offset, extent.offset)
     return total
