@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from p2v.errors import Finding
@@ -262,6 +263,8 @@ class Leg:
     makes it no candidate.
     fails: ids of disks that this disk's own metadata calls failed, detached or gone; two that fail each
     other are a split brain.
+    changed: when that metadata was last written; None where the manager does not say. What an older leg's
+    filesystem wrote after the newest leg's time, it wrote alone.
     """
 
     disk: str
@@ -272,6 +275,7 @@ class Leg:
     history: str = ""
     against: tuple[str, ...] = ()
     fails: tuple[str, ...] = ()
+    changed: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -649,6 +653,24 @@ class GuestFacts:
     hives: Mapping[str, HivePlace] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Collapsed:
+    """How plain disks came from a server's mirrors and sets: what in the guest still names the old ones.
+
+    arcs: for each source disk, the likely boot disk first: partition number of an ARC path → Volume.name now.
+    signatures: their disk signatures, in the same order.
+    identities: what MountedDevices knows a volume by (12 bytes, or "DMIO:ID:" + GUID) → Volume.name now.
+    letters: Volume.name → its drive letter as far as the volume manager knew one ("C:").
+    managers: whose sets were dissolved: "ldm", "ft", "md" …
+    """
+
+    arcs: tuple[Mapping[int, str], ...]
+    signatures: tuple[int, ...]
+    identities: Mapping[bytes, str]
+    letters: Mapping[str, str]
+    managers: frozenset[str]
+
+
 class Guest(Protocol):
     """A guest to read: its disks' bytes, its volumes' files, its hives.
 
@@ -674,6 +696,10 @@ class Guest(Protocol):
     @property
     def drivers(self) -> Sequence[str]:
         """Folders of this machine in which the user handed in drivers (--drivers)."""
+
+    @property
+    def collapsed(self) -> Collapsed | None:
+        """What its disks were put together from; None where they are the server's own."""
 
     def files(self, volume: str) -> GuestFiles:
         """A volume's files. Raises GuestError where its filesystem cannot be read."""
@@ -750,12 +776,50 @@ class Fixer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SourceDisk:
+    """A disk that the user handed in, of a plan whose images are put together from several.
+
+    id: "disk0", in the order given: not the id of an image. The rest as in DiskPlan.
+    """
+
+    id: str
+    path: str
+    size: int
+    sector_size: int
+    fingerprint: str
+    source_format: str = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A range of a disk that is put together: bytes offset to offset + length of it.
+
+    source: id of a SourceDisk, or name of a volume that lies on several of them; "" for zeroes.
+    at: bytes from the start of that source. twins: where the mirror's other legs hold the same bytes, as
+    (id of a SourceDisk, offset).
+    """
+
+    offset: int
+    length: int
+    source: str
+    at: int = 0
+    twins: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def end(self) -> int:
+        """The first byte past the piece."""
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
 class DiskPlan:
     """One source → one image.
 
     id: "disk0" is the boot disk. path: what the user named, absolute; source_format: how it is read.
     fingerprint: what must not have moved when the plan is run. image: the file's name in the output folder, or
     the absolute path of an image that is edited in place.
+    pieces: of a disk that is put together from the plan's sources, all of it, ascending; path then names the
+    disk that most of it comes from. patches: the bytes laid over them (tables, types, wiped metadata).
     """
 
     id: str
@@ -766,6 +830,8 @@ class DiskPlan:
     format: str
     image: str
     source_format: str = "raw"
+    pieces: tuple[Piece, ...] = ()
+    patches: tuple[BytesChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -787,6 +853,8 @@ class Plan:
 
     output: the folder that the user takes away. drivers: the user's --drivers folders, as given.
     copy_all: free space and page files are copied, too.
+    sources: the disks handed in, where images are put together from them (mirrors, volumes over several
+    disks); empty where each image is one disk. legs: of each mirror, the id of the source whose leg was chosen.
     """
 
     target: str
@@ -799,4 +867,6 @@ class Plan:
     findings: tuple[Finding, ...]
     drivers: tuple[str, ...] = ()
     copy_all: bool = False
+    sources: tuple[SourceDisk, ...] = ()
+    legs: Mapping[str, str] = field(default_factory=dict)
     format_version: int = 1

@@ -19,6 +19,7 @@ from p2v.model import (
     SECTOR,
     BytesChange,
     Change,
+    Collapsed,
     Extent,
     FileStat,
     Fixer,
@@ -369,11 +370,12 @@ class DirGuest(ReadingGuest):
 
     folders: by volume name ("disk0p1"), in the order of their partitions; the first is active. disks: bytes
     by id with real tables; without them the volumes lie on a made-up disk0 that nothing can boot from.
+    collapsed: what the disks were put together from.
     Raises what ReadingGuest raises.
     """
 
     def __init__(self, folders: Mapping[str, Path], disks: Mapping[str, bytearray] | None = None,
-                 drivers: Sequence[str] = ()) -> None:
+                 drivers: Sequence[str] = (), collapsed: Collapsed | None = None) -> None:
         self._folders = dict(folders)
         self._bytes = disks if disks is not None else {"disk0": _table(len(folders))}
         sources = {name: MemorySource(data, name) for name, data in self._bytes.items()}
@@ -381,11 +383,11 @@ class DirGuest(ReadingGuest):
         volumes = {volume.name: volume for volume in layout.volumes}
         if set(self._folders) - set(volumes):
             raise ValueError(f"the disks hold {sorted(volumes)}, the folders are for {sorted(self._folders)}")
-        super().__init__(sources, layout.partitions, volumes, self.writable, drivers)
+        super().__init__(sources, layout.partitions, volumes, self.writable, drivers, collapsed)
 
     def again(self) -> DirGuest:
         """The same folders and disks, seen afresh."""
-        return DirGuest(self._folders, self._bytes, self.drivers)
+        return DirGuest(self._folders, self._bytes, self.drivers, self.collapsed)
 
     def writable(self, volume: str) -> DirFiles:
         """A volume's files. Raises GuestError for a volume without a folder."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from p2v.errors import GuestError, Where
-from p2v.model import Partition, Source, read
+from p2v.model import Collapsed, Partition, Source, read
 
 LIMIT = 64 << 10  # bytes; a real one has a few hundred
 
@@ -174,6 +174,21 @@ def candidates(arc: ArcPath, disks: Mapping[str, Source],
         chosen = order
     return tuple(part for disk in chosen for part in partitions
                  if part.disk == disk and part.number == arc.partition)
+
+
+def before_collapse(arc: ArcPath, collapsed: Collapsed) -> tuple[str, ...]:
+    """The volumes that an ARC path may mean, by the numbers of the disks that the server had; best first.
+
+    The order of the server's disks in its BIOS is not known for sure: multi() rdisk(0) is the boot disk, so
+    the likely one comes first there, and last for any other rdisk. Any leg of a mirror leads to its volume.
+    """
+    arcs, signatures = list(collapsed.arcs), collapsed.signatures
+    if arc.kind == "signature":
+        arcs = [arcs[i] for i, one in enumerate(signatures) if one == arc.first] or arcs
+    elif arc.rdisk and arc.kind == "multi":
+        arcs = [*arcs[arc.rdisk:arc.rdisk + 1], *arcs[1:], *arcs[:1]]
+    found = [numbers[arc.partition] for numbers in arcs if arc.partition in numbers]
+    return tuple(dict.fromkeys(found))
 
 
 def signature(disk: Source) -> int:

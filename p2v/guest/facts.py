@@ -15,6 +15,7 @@ from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
 from p2v.guest import bootini
 from p2v.guest.pe import LIMIT, read_program
 from p2v.model import (
+    Collapsed,
     Family,
     GuestFacts,
     GuestFiles,
@@ -49,6 +50,10 @@ class Disks(Protocol):
     @property
     def volumes(self) -> Mapping[str, Volume]:
         """By name."""
+
+    @property
+    def collapsed(self) -> Collapsed | None:
+        """What the disks were put together from."""
 
     def files(self, volume: str) -> GuestFiles:
         """A volume's files."""
@@ -189,11 +194,19 @@ def resolve(guest: Disks, readable: Mapping[str, GuestFiles],
     """(volume, folder as spelled there) of the Windows that an ARC path leads to."""
     if arc is None or not arc.directory:
         return None
-    for partition in bootini.candidates(arc, guest.disks, guest.partitions):
+    for partition in meant(guest, arc):
         volume = volume_of(guest.volumes, partition)
         if volume in readable and readable[volume].stat(arc.directory + SYSTEM_HIVE) is not None:
             return volume, spell_path(readable[volume], arc.directory)
     return None
+
+
+def meant(guest: Disks, arc: bootini.ArcPath) -> tuple[Partition, ...]:
+    """The partitions that an ARC path of boot.ini may mean, best first: as the server's own disks counted them."""
+    old = bootini.before_collapse(arc, guest.collapsed) if guest.collapsed else ()
+    places = [guest.volumes[name].partition for name in old if name in guest.volumes]
+    found = tuple(dict.fromkeys(place for place in places if place is not None))
+    return found or bootini.candidates(arc, guest.disks, guest.partitions)
 
 
 def volume_of(volumes: Mapping[str, Volume], partition: Partition) -> str:

@@ -13,6 +13,7 @@ from p2v.guest import facts as recognise
 from p2v.model import (
     BytesChange,
     Change,
+    Collapsed,
     Content,
     FileChange,
     Filesystem,
@@ -43,7 +44,8 @@ class ReadingGuest:
 
     def __init__(self, disks: Mapping[str, Source], partitions: Sequence[Partition],
                  volumes: Mapping[str, Volume], open_files: Callable[[str], GuestFiles],
-                 drivers: Sequence[str] = ()) -> None:
+                 drivers: Sequence[str] = (), collapsed: Collapsed | None = None) -> None:
+        self.collapsed = collapsed
         self.disks = disks
         self.partitions = tuple(partitions)
         self.volumes = volumes
@@ -121,10 +123,11 @@ def file_content(files: GuestFiles, path: str) -> Content | None:
 
 
 def open_guest(disks: Mapping[str, Source], layout: Layout, filesystems: Mapping[str, Filesystem],
-               drivers: Sequence[str] = ()) -> ReadingGuest:
+               drivers: Sequence[str] = (), collapsed: Collapsed | None = None) -> ReadingGuest:
     """The reading door to the Windows on these disks (by id, in BIOS order).
 
-    filesystems: by Volume.name. Raises Unsupported when no guest is known, GuestError when it is damaged.
+    filesystems: by Volume.name. collapsed: what the disks were put together from, while the guest's settings
+    still name that. Raises Unsupported when no guest is known, GuestError when it is damaged.
     """
     from p2v.filesystem import open_files
 
@@ -143,4 +146,4 @@ def open_guest(disks: Mapping[str, Source], layout: Layout, filesystems: Mapping
             raise GuestError(f"the filesystem cannot be opened: {error.what}", error.where, error.why,
                              error.next) from error
 
-    return ReadingGuest(disks, layout.partitions, volumes, open_volume, drivers)
+    return ReadingGuest(disks, layout.partitions, volumes, open_volume, drivers, collapsed)

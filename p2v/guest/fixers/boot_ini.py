@@ -67,7 +67,7 @@ def _resolved(guest: Guest, ini: BootIni) -> tuple[BootIni, list[Finding], list[
             said.append(_lost(guest, arc, starts=starts))
         elif wanted != arc:
             ini = ini.with_path(number, path, wanted)
-            reason = f"{arc} → {wanted}: {_why(arc)}"
+            reason = f"{arc} → {wanted}: {_why(guest, arc)}"
             reasons += [] if reason in reasons else [reason]
     return ini, said, reasons
 
@@ -75,15 +75,15 @@ def _resolved(guest: Guest, ini: BootIni) -> tuple[BootIni, list[Finding], list[
 def _wanted(guest: Guest, arc: ArcPath, *, starts: bool) -> ArcPath | None:
     """The path for the VM; None where it leads nowhere."""
     home = guest.volumes[guest.facts.boot_volume].partition
-    possible = bootini.candidates(arc, guest.disks, guest.partitions)
+    possible = facts.meant(guest, arc)
     if starts and home in possible:  # where the Windows was found that this line starts
         possible = (home,)
     for partition in possible:
         volume = facts.volume_of(guest.volumes, partition)
         if volume and _has_folder(guest, volume, arc.directory):
-            if arc.kind == "multi" and arc.disk == 0 and arc.first == 0:
-                return arc
-            return bootini.arc_of(partition, guest.disks, arc.directory)
+            new = bootini.arc_of(partition, guest.disks, arc.directory)
+            same = (arc.kind, arc.first, arc.disk, arc.rdisk, arc.partition) == ("multi", 0, 0, new.rdisk, new.partition)
+            return arc if same else new
     if starts and home is not None and home.number:
         return bootini.arc_of(home, guest.disks, guest.facts.system_root)
     return None
@@ -97,7 +97,9 @@ def _has_folder(guest: Guest, volume: str, directory: str) -> bool:
     return stat is not None and stat.is_folder
 
 
-def _why(arc: ArcPath) -> str:
+def _why(guest: Guest, arc: ArcPath) -> str:
+    if arc.kind == "multi" and guest.collapsed:
+        return "the partitions count otherwise on the plain disks that the VM gets"
     if arc.kind == "multi":
         return "the old path leads to no Windows folder (hal.dll or ntoskrnl.exe would be missing)"
     return ("the VM's BIOS serves the disk by INT 13h; with the old path NTLDR loads ntbootdd.sys and ends "
