@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     )
     from p2v.folder import load_plan
     from p2v.imaging import image
+    from p2v.inspecting import Inspection, inspect
     from p2v.model import Plan, Source
-    from p2v.planning import Inspection, inspect, plan
     from p2v.planning import open_source as open
+    from p2v.planning import plan
     from p2v.rendering import render_plan as render
 
 __version__ = "0.1.0"
@@ -51,7 +52,8 @@ _HOMES = {
     "p2v.folder": ("load_plan",),
     "p2v.imaging": ("image",),
     "p2v.model": ("Plan", "Source"),
-    "p2v.planning": ("Inspection", "inspect", "plan"),
+    "p2v.inspecting": ("Inspection", "inspect"),
+    "p2v.planning": ("plan",),
 }
 _RENAMED = {"ImageOptions": ("p2v.diskcopy", "Options"), "open": ("p2v.planning", "open_source"),
             "render": ("p2v.rendering", "render_plan")}

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2v import editing, folder, planfile, planning
+from p2v.arranging import Arranged, arranged_again, moved
 from p2v.checkpoint import tie
-from p2v.copy import CopyReport, plan_copy, run_copy, verify_copy
+from p2v.copy import CopyReport, plan_copy, refuse_differing, run_copy, verify_copy
 from p2v.errors import (
     DriftError,
     Finding,
     MismatchError,
     PlanError,
     Severity,
-    Unsupported,
     Where,
     WriteError,
 )
@@ -79,7 +79,8 @@ def convert(
     if folder.is_done(plan, run) and not force:
         return _result(run, plan, folder.load_reports(run), done_before=True)
     with contextlib.ExitStack() as stack:
-        seen = check_sources(plan, stack.enter_context(_sources(plan)))
+        arranged = stack.enter_context(_sources(plan))
+        seen = check_sources(plan, arranged)
         folder.refuse_own_sources(plan, run)
         preflight(plan, seen, run)
         stack.enter_context(run.locked())
@@ -128,28 +129,22 @@ def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_bef
 
 
 @contextlib.contextmanager
-def _sources(plan: Plan) -> Iterator[Mapping[str, Source]]:
-    """The plan's sources, by the plan's own ids and order."""
+def _sources(plan: Plan) -> Iterator[Arranged]:
+    """The disks of the plan, by its own ids and order, as they are or put together from its sources."""
     with contextlib.ExitStack() as stack:
-        disks = {}
-        for disk in plan.disks:
-            disks[disk.id] = source = planning.open_source(disk.path, disk.source_format)
+        given = {}
+        for disk in plan.sources or plan.disks:
+            given[disk.id] = source = planning.open_source(disk.path, disk.source_format)
             stack.callback(source.close)
-        yield disks
+        yield arranged_again(plan, given)
 
 
-def check_sources(plan: Plan, disks: Mapping[str, Source]) -> planning.View:
+def check_sources(plan: Plan, arranged: Arranged) -> planning.View:
     """Raises DriftError when a source is not what the plan was made from."""
-    seen = planning.view(disks, plan.drivers)
+    seen = planning.view(arranged.disks, plan.drivers, arranged.sources, arranged.collapsed)
     for disk in plan.disks:
-        now = planning.fingerprint(disk.id, seen)
-        if now != disk.fingerprint:
-            raise DriftError(
-                f"{disk.path} is not what the plan was made from",
-                Where(disk.path),
-                "its size, tables, boot sectors or hives have changed since",
-                "shut the server down for good, then make a new plan",
-            )
+        if planning.fingerprint(disk.id, seen) != disk.fingerprint:
+            raise moved(disk.path)
     return seen
 
 
@@ -302,10 +297,7 @@ def verify(
     if not run.plan.exists() and "image" in run.state():
         from p2v import imaging
 
-        if source:
-            raise Unsupported("the disks of a plain copy are not compared again", Where(item=str(run.folder)),
-                              "--source belongs to conversions", "run p2v image once more with --since its manifest")
-        return imaging.verify(output, progress=progress, cancel=cancel)
+        return imaging.verify(output, source=source, progress=progress, cancel=cancel)
     plan = folder.load_plan(output)
     if run.state().get("undone"):
         raise MismatchError("the changes of this run were undone", Where(item=str(run.folder)),
@@ -341,11 +333,4 @@ def _compare_with_sources(
         for disk in plan.disks:
             extents = copy_extents(disk.id, seen, edited, plan.copy_all)
             again = run_copy(edited[disk.id], extents, Nowhere(), progress=progress, cancel=cancel)
-            bad = [*again.bad, *reports[disk.id].bad]
-            for index in again.digests.differing(reports[disk.id].digests):
-                chunk = Range(index * again.chunk_size, again.chunk_size)
-                if not any(one.offset < chunk.end and chunk.offset < one.end for one in bad):
-                    where = Where(disk.path, chunk.offset, chunk.length)
-                    raise MismatchError("the source is not what was copied", where,
-                                        "it has changed since, or it answers differently from one read to the next",
-                                        "look at the disk's health; if the server has run since, convert it anew")
+            refuse_differing(again, reports[disk.id], disk.path)

@@ -82,7 +82,7 @@ def recovered(seen: planning.View, run: RunDir, progress: Progress = no_progress
             progress("replay journals", len(unclean), len(unclean))
         run.save_state(recovered={"overlays": digests(overlays, seen), "sources": sources})
     with overlaid(seen, overlays) as disks:
-        yield replace(planning.view(disks, seen.drivers), filesystems=seen.filesystems)
+        yield replace(planning.view(disks, seen.drivers, seen.sources, seen.collapsed), filesystems=seen.filesystems)
 
 
 def make_overlays(

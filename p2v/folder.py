@@ -145,7 +145,7 @@ def refuse_foreign_images(plan: Plan) -> None:
 
 def refuse_own_sources(plan: Plan, run: RunDir) -> None:
     """No source may lie in the output folder, where images are replaced. Raises PlanError."""
-    for disk in plan.disks:
+    for disk in plan.sources or plan.disks:
         if Path(disk.path).resolve().parent == run.folder.resolve():
             raise PlanError("a source lies in the output folder", Where(item=disk.path),
                             "files there are replaced by the images; the source must never be",

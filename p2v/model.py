@@ -855,6 +855,7 @@ class Plan:
     copy_all: free space and page files are copied, too.
     sources: the disks handed in, where images are put together from them (mirrors, volumes over several
     disks); empty where each image is one disk. legs: of each mirror, the id of the source whose leg was chosen.
+    in_step: the legs were compared and are equal: what one cannot read comes from another.
     """
 
     target: str
@@ -869,4 +870,5 @@ class Plan:
     copy_all: bool = False
     sources: tuple[SourceDisk, ...] = ()
     legs: Mapping[str, str] = field(default_factory=dict)
+    in_step: bool = False
     format_version: int = 1

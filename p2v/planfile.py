@@ -33,8 +33,10 @@ from p2v.model import (
     MachineDisk,
     Member,
     PEFacts,
+    Piece,
     Plan,
     Recovery,
+    SourceDisk,
     Value,
     ValueChange,
     VolumeFacts,
@@ -58,7 +60,8 @@ def contents(plan: Plan) -> Iterator[Content]:
 def to_json(plan: Plan) -> Json:
     """A document for json.dumps."""
     document: Json = {"format_version": plan.format_version}
-    for name in ("target", "output", "drivers", "copy_all", "disks", "volumes", "facts", "machine", "findings"):
+    for name in ("target", "output", "drivers", "copy_all", "sources", "legs", "in_step", "disks", "volumes", "facts",
+                 "machine", "findings"):
         document[name] = plain(getattr(plan, name))
     document["changes"] = [change_to_json(change) for change in plan.changes]
     return document
@@ -94,6 +97,9 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             findings=tuple(_finding(finding) for finding in document["findings"]),
             drivers=tuple(document["drivers"]),
             copy_all=bool(document["copy_all"]),
+            sources=tuple(_source(source) for source in document.get("sources", ())),
+            legs={str(name): str(disk) for name, disk in document.get("legs", {}).items()},
+            in_step=bool(document.get("in_step")),
             format_version=document["format_version"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -131,8 +137,20 @@ def plain(thing: Any) -> Any:
     return thing
 
 
+def _source(document: Json) -> SourceDisk:
+    source = SourceDisk(**document)
+    if not re.fullmatch(r"disk\d{1,4}", source.id) or not all(
+            isinstance(text, str) and text for text in (source.path, source.source_format)):
+        raise ValueError(f"no source of a plan: {source.id!r}")
+    return source
+
+
 def _disk(document: Json) -> DiskPlan:
-    disk = DiskPlan(**document)
+    pieces = tuple(Piece(**{**piece, "twins": tuple((str(disk), int(at)) for disk, at in piece["twins"])})
+                   for piece in document.get("pieces", ()))
+    patches = tuple(BytesChange(**{**patch, "before": bytes.fromhex(patch["before"]),
+                                   "after": bytes.fromhex(patch["after"])}) for patch in document.get("patches", ()))
+    disk = DiskPlan(**{**document, "pieces": pieces, "patches": patches})
     if not re.fullmatch(r"disk\d{1,4}", disk.id) or not all(
             isinstance(text, str) and text for text in (disk.path, disk.format, disk.image, disk.source_format)):
         raise ValueError(f"no disk of a plan: {disk.id!r}")

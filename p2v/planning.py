@@ -15,22 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p2v import arranging
 from p2v import changes as changing
+from p2v.arranging import arrange
 from p2v.errors import Finding, GuestError, P2VError, PlanError, ReadError, Severity, Unsupported, Where
 from p2v.model import (
     SECTOR,
     Change,
+    Collapsed,
     DiskPlan,
     Filesystem,
     FilesystemState,
     Fixer,
     Guest,
-    GuestFacts,
     MachineDisk,
     Plan,
     Progress,
     Recovery,
     Source,
+    SourceDisk,
     Target,
     Volume,
     VolumeFacts,
@@ -41,6 +44,7 @@ from p2v.rundir import RunDir
 from p2v.source.watched import Watched
 
 if TYPE_CHECKING:
+    from p2v.collapse import PlainDisk
     from p2v.guest.guest import ReadingGuest
     from p2v.volume import Layout
 
@@ -60,7 +64,11 @@ RESCUE_FIRST = (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is seen of some disks. guest is None where no guest is known: unknown says why."""
+    """What is seen of some disks. guest is None where no guest is known: unknown says why.
+
+    sources: the disks handed in, where the disks were put together from them. collapsed: what the guest's
+    settings still name then.
+    """
 
     disks: Mapping[str, Source]
     layout: Layout
@@ -68,6 +76,8 @@ class View:
     guest: ReadingGuest | None
     unknown: P2VError | None
     drivers: Sequence[str] = ()
+    sources: Mapping[str, Source] | None = None
+    collapsed: Collapsed | None = None
 
     @property
     def known_guest(self) -> ReadingGuest:
@@ -76,7 +86,7 @@ class View:
             return self.guest
         unknown = self.unknown or Unsupported("no guest was looked for", why="the disks were not opened for that",
                                               next="report this")
-        for bad in read_errors(self.disks):
+        for bad in read_errors(self.sources or self.disks):
             raise ReadError(f"{bad.what}, and {unknown.what}", bad.where, bad.why, bad.next) from unknown
         others = [f for f in self.findings if f.severity is not Severity.INFO and f.what != unknown.what]
         why = "; ".join([unknown.why, *(f"{finding.what} ({finding.where})" for finding in others[:5])])
@@ -90,19 +100,8 @@ class View:
             found += filesystem.findings
         if self.guest is not None:
             found += self.guest.findings
-        found += read_errors(self.disks)
+        found += read_errors(self.sources or self.disks)
         return found + ([self.unknown.as_finding()] if self.unknown else [])
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What `p2v inspect` tells: paths in BIOS order, volumes, the guest's facts where one is known."""
-
-    paths: tuple[str, ...]
-    sizes: tuple[int, ...]
-    volumes: tuple[VolumeFacts, ...]
-    facts: GuestFacts | None
-    findings: tuple[Finding, ...]
 
 
 def open_source(path: str | Path, format: str | None = None, *, outside: bool = False) -> Source:
@@ -179,8 +178,11 @@ def read_errors(disks: Mapping[str, Source]) -> list[Finding]:
     ]
 
 
-def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
-    """See what is on the disks. Raises ReadError where even the tables cannot be read."""
+def view(
+    disks: Mapping[str, Source], drivers: Sequence[str] = (), sources: Mapping[str, Source] | None = None,
+    collapsed: Collapsed | None = None,
+) -> View:
+    """See what is on the disks: see View. Raises ReadError where even the tables cannot be read."""
     from p2v.filesystem import examine
     from p2v.guest.guest import open_guest
     from p2v.volume import find_volumes
@@ -191,10 +193,10 @@ def view(disks: Mapping[str, Source], drivers: Sequence[str] = ()) -> View:
         guest: ReadingGuest | None = None
         unknown: P2VError | None = None
         try:
-            guest = open_guest(disks, layout, filesystems, drivers)
+            guest = open_guest(disks, layout, filesystems, drivers, collapsed)
         except (Unsupported, GuestError) as error:
             unknown = error
-        return View(disks, layout, filesystems, guest, unknown, drivers)
+        return View(disks, layout, filesystems, guest, unknown, drivers, sources, collapsed)
     except ReadError as error:
         raise ReadError(error.what, error.where, f"{error.why}; nothing can be planned without these bytes",
                         RESCUE_FIRST) from error
@@ -223,21 +225,6 @@ def in_bios_order(disks: Mapping[str, Source]) -> list[str]:
     return list(disks)
 
 
-def inspect(paths: Sequence[str | Path], *, format: str | None = None) -> Inspection:
-    """What is on these disks. An unknown guest is a finding. Raises ReadError, LayoutError, PlanError."""
-    with opened(paths, format) as given:
-        order = in_bios_order(given)
-        disks = {f"disk{index}": given[name] for index, name in enumerate(order)}
-        seen = view(disks)
-        return Inspection(
-            paths=tuple(source.name for source in disks.values()),
-            sizes=tuple(source.size for source in disks.values()),
-            volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
-            facts=seen.guest.facts if seen.guest else None,
-            findings=(*seen.findings, *second_opinion(seen)),
-        )
-
-
 def plan(
     paths: Sequence[str | Path],
     *,
@@ -247,6 +234,8 @@ def plan(
     format: str | None = None,
     source_format: str | None = None,
     copy_all: bool = False,
+    legs: Mapping[str, str] | None = None,
+    layout: str = "collapse",
     progress: Progress = no_progress,
     holding: bool = False,
 ) -> Plan:
@@ -257,7 +246,9 @@ def plan(
 
     target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
     the guest lacks. copy_all: free space and page files, too. format: of the images; the target's best by default.
-    source_format: see open_source. holding: the caller has locked the output's run already.
+    source_format: see open_source. legs: of mirrors, the disk to take: by the mirror's name, its drive letter,
+    or "" for all → a path or id of a disk. layout: "collapse" makes plain disks of mirrors and sets; "keep"
+    takes each disk as it is. holding: the caller has locked the output's run already.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
     lacks a file, ReadError, LayoutError, PlanError.
     """
@@ -274,8 +265,8 @@ def plan(
             raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(opened(paths, source_format))
-        disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
-        seen = view(disks, folders)
+        arranged = arrange(given, legs, layout)
+        seen = view(arranged.disks, folders, given, arranged.collapsed)
         refuse_hibernated(seen)
         run = RunDir.of_output(output)
         if unclean_volumes(seen) and not holding:
@@ -283,8 +274,9 @@ def plan(
         ready = stack.enter_context(recovered(seen, run, progress))
         guest = ready.known_guest
         wanted, findings = wishes(ready, chosen, journal_digests(seen))
-        images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts), source_format)
-                  for id, source in disks.items()]
+        images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts), source_format,
+                            arranged.built.disks[id] if arranged.built else None)
+                  for id, source in arranged.disks.items()]
         return Plan(
             target=target,
             output=str(output),
@@ -293,9 +285,11 @@ def plan(
             facts=guest.facts,
             machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
             changes=tuple(wanted),
-            findings=(*ready.findings, *second_opinion(ready), *findings),
+            findings=(*arranged.findings, *ready.findings, *second_opinion(ready), *findings),
             drivers=tuple(folders),
             copy_all=copy_all,
+            sources=source_disks(given, source_format) if arranged.built else (),
+            legs=arranged.built.legs if arranged.built else {},
         )
 
 
@@ -399,15 +393,28 @@ def volume_facts(volume: Volume, seen: View) -> VolumeFacts:
                        filesystem.state, volume.source.size - spared)
 
 
-def disk_plan(id: str, source: Source, seen: View, format: str, source_format: str | None) -> DiskPlan:
-    """One source → one image. Raises Unsupported for a disk that the format cannot hold."""
+def disk_plan(
+    id: str, source: Source, seen: View, format: str, source_format: str | None, plain: PlainDisk | None = None
+) -> DiskPlan:
+    """One source → one image. plain: how the source is put together.
+
+    Raises Unsupported for a disk that the format cannot hold.
+    """
     from p2v.formats import FORMATS
 
     if source.size > FORMATS[format].LIMIT:
         raise Unsupported(f"{format} holds at most {FORMATS[format].LIMIT} bytes", Where(source.name),
                           f"{id} has {source.size}", "choose another --format")
     return DiskPlan(id, os.path.abspath(source.name), source.size, source.sector_size, fingerprint(id, seen),
-                    format, id + FORMATS[format].SUFFIX, source_format or format_by_name(source.name))
+                    format, id + FORMATS[format].SUFFIX, source_format or format_by_name(source.name),
+                    plain.pieces if plain else (), plain.patches if plain else ())
+
+
+def source_disks(given: Mapping[str, Source], format: str | None) -> tuple[SourceDisk, ...]:
+    """What a plan keeps of the disks handed in."""
+    return tuple(SourceDisk(id, os.path.abspath(source.name), source.size, source.sector_size,
+                            arranging.fingerprint(source), format or format_by_name(source.name))
+                 for id, source in given.items())
 
 
 def fingerprint(disk: str, seen: View) -> str:

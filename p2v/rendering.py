@@ -27,7 +27,7 @@ from p2v.planfile import plain, readable
 
 if TYPE_CHECKING:
     from p2v.conversion import Result
-    from p2v.planning import Inspection
+    from p2v.inspecting import Inspection
 
 CONTROL_SET = re.compile(r"ControlSet\d{3}", re.IGNORECASE)
 LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}

@@ -27,7 +27,9 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
 )
 SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.folder", "p2v.adaptation",
             "p2v.inplace", "p2v.cli", "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing",
-            "p2v.keeping", "p2v.imaging", "p2v.diskcopy", "p2v.losses", "p2v.outlets")
+            "p2v.arranging", "p2v.collapse", "p2v.inspecting", "p2v.newtable",
+            "p2v.keeping", "p2v.imaging", "p2v.diskcopy", "p2v.losses", "p2v.outlets",
+            "p2v.places", "p2v.record", "p2v.refresh")
 
 
 def module_name(path: Path) -> str:

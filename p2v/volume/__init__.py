@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from p2v.errors import Finding
-from p2v.model import Mirror, Partition, Source, Volume
-from p2v.volume import mbr
+from p2v.model import Member, Mirror, Partition, Range, Source, Volume
+from p2v.volume import mbr, md
 
 
 class VolumeReader(Protocol):
@@ -16,11 +16,17 @@ class VolumeReader(Protocol):
 
     NAME: str
 
-    def find(self, disks: Mapping[str, Source]) -> Iterator[Volume | Mirror | Partition | Finding]:
-        """What these disks hold. Damage is a finding, never an exception."""
+    def find(self, disks: Mapping[str, Source]) -> Iterator[Volume | Mirror | Partition | Member | Finding]:
+        """What these disks hold. Damage is a finding, never an exception.
+
+        A Member says that these bytes, a whole disk or a partition, are part of a set and no volume by themselves.
+        """
 
 
-READERS: Sequence[VolumeReader] = (mbr,)
+READERS: Sequence[VolumeReader] = (md, mbr)
+"""Those whose sets can take whole disks come first: what they claim, the others do not see."""
+METADATA: Sequence[Callable[[Source], Iterable[Range]]] = (md.superblocks,)  # each manager's own bytes on a disk
+DISSOLVED = frozenset({"ldm", "ft", "md", "imsm", "ddf"})  # managers whose sets become plain disks in a VM
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +51,42 @@ def find_volumes(disks: Mapping[str, Source]) -> Layout:
     partitions: list[Partition] = []
     findings: list[Finding] = []
     mirrors: list[Mirror] = []
+    claimed: list[Member] = []
+    left = dict(disks)
     for reader in READERS:
-        for found in reader.find(disks):
+        for found in reader.find(left):
             if isinstance(found, Volume):
                 volumes.append(found)
             elif isinstance(found, Mirror):
                 mirrors.append(found)
             elif isinstance(found, Partition):
                 partitions.append(found)
+            elif isinstance(found, Member):
+                claimed.append(found)
             else:
                 findings.append(found)
-    return Layout(tuple(volumes), tuple(partitions), tuple(findings), tuple(mirrors))
+        left = {id: source for id, source in left.items() if Member(id, 0, source.size) not in claimed}
+    plain = [volume for volume in volumes if volume.layout != "basic" or not _is_claimed(volume, claimed)]
+    return Layout(tuple(plain), tuple(partitions), tuple(findings), tuple(mirrors))
+
+
+def _is_claimed(volume: Volume, claimed: Sequence[Member]) -> bool:
+    """Do any of its bytes belong to a set?"""
+    return any(member.disk == claim.disk and member.offset < claim.offset + claim.length
+               and claim.offset < member.offset + member.length for member in volume.members for claim in claimed)
+
+
+def metadata_ranges(disk: Source) -> tuple[Range, ...]:
+    """The bytes of a disk that volume managers keep for themselves, ascending: wiped where sets are dissolved."""
+    found = {part for ranges in METADATA for part in ranges(disk)}
+    return tuple(sorted(found, key=lambda part: part.offset))
+
+
+def is_dissolved(volume: Volume) -> bool:
+    """Does a volume belong to a manager whose sets become plain partitions?"""
+    return volume.origin is not None and volume.origin.manager in DISSOLVED
+
+
+def holds_sets(layout: Layout) -> bool:
+    """Is there anything that a plain copy of each disk would not make a working VM of?"""
+    return bool(layout.mirrors) or any(is_dissolved(volume) for volume in layout.volumes)

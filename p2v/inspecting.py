@@ -1,0 +1,100 @@
+"""What is on these disks? Tells an owner what they are, which leg of a mirror is current, and what to type next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2v.arranging import Arranged, arrange, by_id
+from p2v.errors import Finding, P2VError, PlanError, ReadError
+from p2v.filesystem import examine
+from p2v.model import Filesystem, FilesystemState, GuestFacts, Mirror, Piece, Source, Volume, VolumeFacts
+from p2v.planning import View, in_bios_order, opened, second_opinion, view, volume_facts
+from p2v.volume import find_volumes, holds_sets
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `p2v inspect` tells.
+
+    paths, sizes: of the disks, the boot disk first; where they hold sets, in the order given. volumes: on the
+    VM's disks. facts: of the guest where one is known. sets: mirrors and volumes over several disks, as the
+    disks hold them. legs: of each mirror, the id of the disk whose leg is taken. pieces: by the id of each disk
+    that the VM would get, what it is put together from; empty where each disk makes one image.
+    """
+
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]
+    volumes: tuple[VolumeFacts, ...]
+    facts: GuestFacts | None
+    findings: tuple[Finding, ...]
+    sets: tuple[VolumeFacts, ...]
+    legs: Mapping[str, str]
+    pieces: Mapping[str, tuple[Piece, ...]]
+
+
+def inspect(
+    paths: Sequence[str | Path], *, format: str | None = None, legs: Mapping[str, str] | None = None
+) -> Inspection:
+    """What is on these disks. An unknown guest, or a mirror whose leg cannot be chosen, is a finding.
+
+    legs: see planning.plan. Raises ReadError, LayoutError, PlanError for what was named wrongly.
+    """
+    with opened(paths, format) as given:
+        layout = find_volumes(given)
+        if not holds_sets(layout):
+            disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
+            return _told(disks, view(disks), Arranged(given, disks))
+        from p2v.choosing import settle
+
+        settled = settle(layout, by_id(given, legs or {}))
+        sets = (*(facts_of(volume) for volume in settled.layout.volumes if volume.origin is not None),
+                *(_undecided(mirror) for mirror in settled.layout.mirrors))
+        try:
+            arranged = arrange(given, legs)
+        except (PlanError, ReadError) as error:
+            said = _once((*layout.findings, *settled.findings, error.as_finding()))
+            return Inspection(*_names(given), (), None, said, sets, {}, {})
+        return _told(given, view(arranged.disks, (), given, arranged.collapsed), arranged, sets)
+
+
+def _told(
+    disks: Mapping[str, Source], seen: View, arranged: Arranged, sets: tuple[VolumeFacts, ...] = (),
+    said: Sequence[Finding] = (),
+) -> Inspection:
+    built = arranged.built
+    return Inspection(
+        *_names(disks),
+        volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
+        facts=seen.guest.facts if seen.guest else None,
+        findings=_once((*said, *arranged.findings, *seen.findings, *second_opinion(seen))),
+        sets=sets,
+        legs=built.legs if built else {},
+        pieces={id: disk.pieces for id, disk in built.disks.items()} if built else {},
+    )
+
+
+def _names(disks: Mapping[str, Source]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    return tuple(source.name for source in disks.values()), tuple(source.size for source in disks.values())
+
+
+def _once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(dict.fromkeys(findings))
+
+
+def facts_of(volume: Volume) -> VolumeFacts:
+    """What is told of a volume as the disks hold it."""
+    filesystem = Filesystem("")
+    with contextlib.suppress(P2VError):  # what cannot be read here is told where it matters
+        filesystem = examine(volume.source)
+    spared = sum(r.length for r in (*filesystem.free, *filesystem.droppable))
+    return VolumeFacts(volume.name, volume.layout, volume.members, filesystem.kind, filesystem.version,
+                       filesystem.state, volume.source.size - spared)
+
+
+def _undecided(mirror: Mirror) -> VolumeFacts:
+    """A mirror whose leg is not chosen: nothing of its content is told."""
+    return VolumeFacts(mirror.name, "mirrored", tuple(leg.member for leg in mirror.legs), "", "",
+                       FilesystemState.UNKNOWN, mirror.size)
