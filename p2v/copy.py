@@ -167,6 +167,26 @@ def report_of(checkpoint: Checkpoint, extents: Sequence[Extent]) -> CopyReport:
                       checkpoint.seconds)
 
 
+def bad_in_any(*reports: CopyReport) -> list[Extent]:
+    """What could not be read in one copy or another, merged."""
+    found = union(Range(one.offset, one.length) for report in reports for one in report.bad)
+    return [Extent(span.offset, span.length, Kind.BAD) for span in found]
+
+
+def refuse_differing(again: CopyReport, report: CopyReport, name: str) -> None:
+    """Is what was read again what was copied? Chunks that could not be read either time are left out.
+
+    name: of the source. Raises MismatchError naming the first chunk that differs.
+    """
+    bad = bad_in_any(again, report)
+    for index in again.digests.differing(report.digests):
+        chunk = Range(index * again.chunk_size, again.chunk_size)
+        if not any(one.offset < chunk.end and chunk.offset < one.end for one in bad):
+            raise MismatchError("the source is not what was copied", Where(name, chunk.offset, chunk.length),
+                                "it has changed since, or it answers differently from one read to the next",
+                                "look at the disk's health; if the server has run since, copy it anew")
+
+
 def verify_copy(
     source: Source, report: CopyReport, *, progress: Progress = no_progress, cancel: Cancel | None = None
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from p2v.checkpoint import Checkpoint, Keeper, tie
 from p2v.copy import CopyReport, report_of, run_copy
 from p2v.errors import Cancelled, DriftError, ReadError, Unsupported, Where, WriteError
-from p2v.keeping import Job, clear, refuse_another_disk
+from p2v.keeping import Job, clear, refuse_another_disk, refuse_another_target
 from p2v.model import Cancel, Extent, ImageWriter, Progress, Source
 from p2v.rescue import Once
 from p2v.rundir import RunDir, save_bytes
@@ -54,12 +54,15 @@ class DiskCopy:
             raise Unsupported(f"{form.NAME} holds at most {form.LIMIT} bytes", Where(self.source.name),
                               f"the disk has {size}", "choose another --format")
         found = self._found()
-        if found is not None and found.at == size and self.job.path.exists():
+        if found is not None and found.at == size and self.job.path.exists() and not self.job.device:
             return report_of(found, self.extents)
         if found is None:
             clear(self.job)
         elif not found.map:  # a failing disk is not read for this
             refuse_another_disk(self.source, self.extents, found)
+        if found is not None and self.job.device:
+            with contextlib.closing(form.read(str(self.job.path))) as target:
+                refuse_another_target(target, found)
         path = str(self.job.path)
         writer = form.create(path, size) if found is None else form.reopen(path, found.state)
         try:
@@ -121,7 +124,8 @@ class DiskCopy:
 
     def _suspend(self, error: BaseException) -> None:
         """Say how to go on: what was read is safe."""
-        safe = f"what was read is safe in {self.job.path}.part"
+        safe = f"what was read is safe on {self.job.path}" if self.job.device else \
+            f"what was read is safe in {self.job.path}.part"
         if isinstance(error, DeviceGone):
             raise DeviceGone(error.what, error.where, f"{error.why}; {safe}", "switch the disk off and on, let it "
                              "cool down, then give the same command with --resume") from error

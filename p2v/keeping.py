@@ -23,8 +23,8 @@ from typing import Any
 from p2v.checkpoint import SECONDS, Checkpoint, Keeper
 from p2v.copy import CopyReport, report_of, run_copy
 from p2v.digests import DIGEST, Digests, digest_of
-from p2v.errors import DriftError, LayoutError, P2VError, ReadError, Where
-from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Kind, Progress, Range, Source, no_progress
+from p2v.errors import DriftError, LayoutError, P2VError, PlanError, ReadError, Where
+from p2v.model import Cancel, Extent, ImageFormat, ImageWriter, Kind, Progress, Range, Source, no_progress, read
 from p2v.ring import CHUNK
 from p2v.rundir import cannot_write, save_json
 
@@ -121,7 +121,7 @@ def image_files(folder: Path, image: str) -> list[Path]:
 class Job:
     """One disk's copy: where to, where its progress is kept, and what a checkpoint must belong to.
 
-    seconds: between two checkpoints.
+    seconds: between two checkpoints. device: path is a block device, which is there before and after.
     """
 
     form: ImageFormat
@@ -129,6 +129,12 @@ class Job:
     log: CopyLog
     tie: str
     seconds: float = SECONDS
+    device: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """What there is of the image; of a device nothing is ever removed."""
+        return [] if self.device else image_files(self.path.parent, self.path.name)
 
     def keeper(self) -> Keeper | None:
         """None for a format that can only begin again."""
@@ -180,14 +186,37 @@ def refuse_another_disk(source: Source, extents: Sequence[Extent], found: Checkp
     bad = {index for one in found.bad for index in range(one.offset // CHUNK, -(-one.end // CHUNK))}
     copied = [index for index in found.digests.not_zero(0, found.at // CHUNK) if index not in bad]
     starts = [extent.offset for extent in extents]
-    for look in sorted({number * (len(copied) - 1) // (LOOKS - 1) for number in range(LOOKS)} if copied else ()):
-        at = copied[look] * CHUNK
+    for index in _some(copied):
+        at = index * CHUNK
         with contextlib.suppress(ReadError):  # it is dying: the rescue will tell
-            if digest_of(_as_written(source, extents, starts, at)) != found.digests.digest(copied[look]):
+            if digest_of(_as_written(source, extents, starts, at)) != found.digests.digest(index):
                 where = Where(source.name, at, CHUNK)
                 raise DriftError(f"{source.name} is not the disk that the copy began with", where,
                                  "what was copied from there is not there any more",
                                  "name the same disk; if it was in use meanwhile, begin anew with --force")
+
+
+def refuse_another_target(target: Source, found: Checkpoint) -> None:
+    """Does a device hold what was copied onto it? Names of devices change from one start to the next.
+
+    Its first chunk is not looked at: a copy under way holds some of it back. Raises DriftError, PlanError.
+    """
+    whole = min(target.size, found.digests.size) // CHUNK
+    copied = list(found.digests.not_zero(1, max(whole - 1, 0)))
+    for index in _some(copied):
+        if digest_of(read(target, index * CHUNK, CHUNK)) != found.digests.digest(index):
+            raise DriftError(f"{target.name} is not the device that the copy began on",
+                             Where(target.name, index * CHUNK, CHUNK), "what was copied to there is not there",
+                             "name the device by /dev/disk/by-id; if this is it, begin anew with --force")
+    if not copied:
+        raise PlanError(f"nothing on {target.name} tells that the copy began there", Where(target.name),
+                        "so little was copied that any device might be meant", "begin anew with --force")
+
+
+def _some(chunks: Sequence[int]) -> list[int]:
+    """A few of them, from the first to the last."""
+    return [chunks[look] for look in sorted(
+        {number * (len(chunks) - 1) // (LOOKS - 1) for number in range(LOOKS)} if chunks else ())]
 
 
 def _as_written(source: Source, extents: Sequence[Extent], starts: Sequence[int], at: int) -> bytes:
@@ -207,7 +236,7 @@ def _as_written(source: Source, extents: Sequence[Extent], starts: Sequence[int]
 def clear(job: Job) -> None:
     """Forget the copy: its record, and what there is of its image."""
     job.log.clear()
-    for leftover in image_files(job.path.parent, job.path.name):
+    for leftover in job.files:
         leftover.unlink()
 
 

@@ -8,22 +8,24 @@ from pathlib import Path
 from p2v import planning
 from p2v.copy import CopyReport
 from p2v.errors import Finding, P2VError, Severity, Where
+from p2v.keeping import Job
 from p2v.model import Extent, ImageFormat, Range, Source
 from p2v.volume import Layout
 
 RANGES = 40  # that could not be read and are told one by one
 
 
-def losses(
-    source: Source, form: ImageFormat, path: Path, report: CopyReport, chart: Path, disk: str
-) -> Iterator[Finding]:
-    """Each range that could not be read, and whose it was. path: the image. chart: the mapfile of its rescue."""
+def losses(source: Source, job: Job, report: CopyReport, chart: Path, disk: str) -> Iterator[Finding]:
+    """Each range that could not be read, and whose it was. chart: the mapfile of its rescue."""
     if not report.bad:
         return
-    again = f"to try again: ddrescue -d -r3 {source.name} {path} {chart}" if form.NAME == "raw" \
-        and chart.exists() else "to try again: the same command with another -o and --retries 3"
+    again = "to try again: the same command with another -o and --retries 3"
+    if chart.exists():
+        again = "to try again: the same command with --resume --retries 3"
+        if job.form.NAME == "raw":
+            again += f"; or ddrescue -d -r3 {source.name} {job.path} {chart}, and then the same command with --resume"
     yield from ranges(source, report.bad, again)
-    yield from _files_hit(form, path, [Range(e.offset, e.length) for e in report.bad], disk)
+    yield from _files_hit(job.form, job.path, [Range(e.offset, e.length) for e in report.bad], disk)
 
 
 def ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Finding]:

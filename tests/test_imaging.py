@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 import p2v
-from p2v import imaging, planning
+from p2v import imaging, losses, planning, record
 from p2v.diskcopy import Options
 from p2v.errors import DriftError, LayoutError, MismatchError, PlanError, ReadError, Unsupported
 from p2v.formats import FORMATS
 from p2v.mapfile import Status, from_text
 from p2v.model import Kind, Range
+from p2v.outlets import Existing
 from p2v.source.device import DeviceGone
 from p2v.source.paced import Paced
 from p2v.testing import MemorySource
@@ -100,7 +101,7 @@ def read_back(path, kind):
 
 
 def opens(monkeypatch, source):
-    monkeypatch.setattr(planning, "open_source", lambda path, format=None: source)
+    monkeypatch.setattr(planning, "open_source", lambda path, format=None, **more: source)
 
 
 # --- plain copies
@@ -380,9 +381,9 @@ def test_a_disk_that_vanishes_suspends_and_goes_on(kind, lasts, tmp_path, monkey
     out = tmp_path / f"out{FORMATS[kind].SUFFIX}"
     source = Poor(content, bad, lasts=10**9)
     opens(monkeypatch, source)
-    monkeypatch.setattr(imaging, "_fingerprint", lambda disk, seen: "")
-    view = imaging.look
-    monkeypatch.setattr(imaging, "look", lambda disks: (setattr(source, "left", 10**9), view(disks),
+    monkeypatch.setattr(record, "fingerprint", lambda disk, seen: "")
+    view = losses.look
+    monkeypatch.setattr(losses, "look", lambda disks: (setattr(source, "left", 10**9), view(disks),
                                                          setattr(source, "left", lasts))[1])
     times = 0
     while True:
@@ -440,8 +441,8 @@ def test_a_second_pass_ends_like_a_full_copy_and_writes_what_has_changed(kind, d
     disk.write_bytes(content)
     written = []
     for name in ("write_at", "zero"):
-        honest = getattr(imaging.Existing, name)
-        monkeypatch.setattr(imaging.Existing, name, lambda self, offset, data, honest=honest: (
+        honest = getattr(Existing, name)
+        monkeypatch.setattr(Existing, name, lambda self, offset, data, honest=honest: (
             written.append(offset // MIB), honest(self, offset, data)))
     result = p2v.image([disk], out, format=kind, since=manifest)
     assert set(written) == {1, 3, (len(content) - 1) // MIB}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from p2v.formats import (
+    pipe,
     qcow2,
     qcow2_deflate,
     qcow2_v2,
@@ -22,7 +23,7 @@ from p2v.formats import (
     vmdk_split,
     vmdk_stream,
 )
-from p2v.model import ImageFormat
+from p2v.model import ImageFormat, ImageWriter
 
 FORMATS: Mapping[str, ImageFormat] = {
     qcow2.NAME: qcow2,
@@ -45,3 +46,15 @@ FORMATS: Mapping[str, ImageFormat] = {
 
 QEMU_DRIVERS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhd": "vpc", ".vhdx": "vhdx", ".vdi": "vdi"}
 """The suffix of a format → what qemu calls it."""
+
+STREAMS: Mapping[str, Callable[[pipe.Pipe, int], ImageWriter]] = {
+    raw.NAME: pipe.raw,
+    vmdk_stream.NAME: vmdk_stream.stream,
+    vhd_fixed.NAME: vhd_fixed.stream,
+    vhdx_fixed.NAME: vhdx_fixed.stream,
+    vdi_fixed.NAME: vdi_fixed.stream,
+}
+"""What can be sent through a pipe: the name of a format → its writer for a disk of so many bytes.
+
+The others go back to their header or tables when all is known, or are several files.
+"""

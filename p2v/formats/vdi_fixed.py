@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from p2v.formats import blocks, flat
 from p2v.formats.part import PartFile
+from p2v.formats.pipe import Pipe, Streamed
 from p2v.formats.vdi import EDITABLE, FIXED, LIMIT, SEQUENTIAL, SUFFIX, header, probe_fixed, read, shape
 from p2v.model import ImageWriter
 
-__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen"]
+__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen", "stream"]
 
 NAME = "vdi-fixed"
 probe = probe_fixed
@@ -25,6 +26,13 @@ def reopen(path: str, state: bytes) -> ImageWriter:
     size, end = blocks.parse_state(path, state, NAME, LIMIT)
     image = shape(NAME, size)
     return flat.reopen(path, NAME, size, end, image.data, image.end(image.entries), _finish)
+
+
+def stream(pipe: Pipe, size: int) -> ImageWriter:
+    """Send one through a pipe."""
+    blocks.check_size("-", NAME, size, LIMIT, "raw")
+    image = shape(NAME, size)
+    return Streamed(pipe, size, image.data, image.end(image.entries), _finish)
 
 
 def _finish(part: PartFile, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2v.formats import blocks, flat
 from p2v.formats.part import PartFile
+from p2v.formats.pipe import Pipe, Streamed
 from p2v.formats.vhdx import (
     BLOCK,
     EDITABLE,
@@ -20,7 +21,7 @@ from p2v.formats.vhdx import (
 )
 from p2v.model import ImageWriter
 
-__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen"]
+__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen", "stream"]
 
 NAME = "vhdx-fixed"
 probe = probe_fixed
@@ -38,6 +39,13 @@ def reopen(path: str, state: bytes) -> ImageWriter:
     size, end = blocks.parse_state(path, state, NAME, LIMIT)
     shape = _shape(size)
     return flat.reopen(path, NAME, size, end, shape.data, shape.end(shape.entries), _finish)
+
+
+def stream(pipe: Pipe, size: int) -> ImageWriter:
+    """Send one through a pipe."""
+    blocks.check_size("-", NAME, size, LIMIT, "vdi-fixed or raw")
+    shape = _shape(size)
+    return Streamed(pipe, size, shape.data, shape.end(shape.entries), _finish)
 
 
 def _shape(size: int) -> Table:

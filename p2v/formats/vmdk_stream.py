@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from p2v.formats.packing import Packer, Unit, no_resume
 from p2v.formats.part import PartFile
+from p2v.formats.pipe import Pipe
 from p2v.formats.vmdk_layout import (
     DESCRIPTOR_SECTORS,
     END,
@@ -37,7 +38,7 @@ from p2v.formats.vmdk_layout import (
 )
 from p2v.model import SECTOR, ImageWriter, Source
 
-__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen"]
+__all__ = ["EDITABLE", "LIMIT", "NAME", "SEQUENTIAL", "SUFFIX", "create", "probe", "read", "reopen", "stream"]
 
 NAME = "vmdk-stream"
 SEQUENTIAL = True
@@ -55,7 +56,13 @@ Blob: TypeAlias = tuple[bytes, list[tuple[int, int]]]  # whole sectors; (grain, 
 def create(path: str, size: int) -> ImageWriter:
     """Begin PATH.part. Raises PlanError where it or PATH exists, Unsupported past LIMIT, WriteError."""
     check_size(path, size, LIMIT, "a streamOptimized VMDK", f"its sector numbers end there: {LIMIT} bytes")
-    return _Writer(path, size)
+    return _Writer(path, size, PartFile(path))
+
+
+def stream(pipe: Pipe, size: int) -> ImageWriter:
+    """Send one through a pipe: the footer stands for the header, which cannot be gone back to."""
+    check_size("-", size, LIMIT, "a streamOptimized VMDK", f"its sector numbers end there: {LIMIT} bytes")
+    return _Writer("disk.vmdk", size, pipe)
 
 
 def reopen(path: str, state: bytes) -> ImageWriter:
@@ -70,8 +77,8 @@ def probe(source: Source) -> bool:
 
 
 class _Writer:
-    def __init__(self, path: str, size: int) -> None:
-        self._path, self._part = path, PartFile(path)
+    def __init__(self, path: str, size: int, part: PartFile) -> None:
+        self._path, self._part = path, part
         capacity = whole_grains(size)
         self._header = Header(capacity, END, GRAIN_SECTORS, 0, DESCRIPTOR_SECTORS, 3,
                               FLAG_NEWLINES | FLAG_COMPRESSED | FLAG_MARKERS, 1)

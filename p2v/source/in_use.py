@@ -68,6 +68,12 @@ def family(device: str, sys: Path) -> dict[str, Path]:
     return found
 
 
+def whole(device: str, sys: Path = Path("/sys")) -> str:
+    """The disk that a partition belongs to: "8:1" → "8:0"; any other device itself. Raises OSError."""
+    home = (sys / "dev" / "block" / device).resolve()
+    return (home.parent / "dev").read_text().strip() if (home / "partition").is_file() else device
+
+
 def users(device: str, *, proc: Path, sys: Path, number_of: NumberOf = device_number) -> list[str]:
     """Who uses a block device or a partition of it such that its bytes may change: one line each.
 

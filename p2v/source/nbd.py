@@ -74,7 +74,7 @@ class QemuNbd:
         self._log = os.path.join(folder, "log")
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [program, *(() if writable else ("--read-only",)), "--shared=8", f"--socket={self.socket}", image],
+                [program, *(("--discard=unmap",) if writable else ("--read-only",)), "--shared=8", f"--socket={self.socket}", image],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_plain_environment(),
                 start_new_session=True,  # Ctrl-C ends p2v, which ends it in order
             )
