@@ -164,14 +164,19 @@ def _state(source: Source, boot: Boot, head: bytes, kind: str) -> tuple[Filesyst
     asleep = hibernated(open_files(source, Filesystem(kind)), source.name)
     if asleep:
         return FilesystemState.HIBERNATED, [asleep]
-    clean = CLEAN_BITS.get(boot.bits, 0)  # FAT12 has none: the boot sector alone decides
-    second = [int(_copy(source, boot, copy, 1, 1)[0]) for copy in range(boot.fats)] if clean else []
-    if all(entry & clean == clean for entry in second) and not head[DIRTY_BYTE[boot.bits]] & 1:
+    if not left_in_use(source, boot, head):
         return FilesystemState.CLEAN, []
     return FilesystemState.DIRTY, [Finding(
         "the volume is marked dirty", Where(source.name, item=kind.upper()),
         "Windows wants to run chkdsk; free space is copied too",
         "nothing, or run chkdsk on the machine first", Severity.WARNING)]
+
+
+def left_in_use(source: Source, boot: Boot, head: bytes) -> bool:
+    """Was it not shut down in order? Raises ReadError."""
+    clean = CLEAN_BITS.get(boot.bits, 0)  # FAT12 has none: the boot sector alone decides
+    second = [int(_copy(source, boot, copy, 1, 1)[0]) for copy in range(boot.fats)] if clean else []
+    return any(entry & clean != clean for entry in second) or bool(head[DIRTY_BYTE[boot.bits]] & 1)
 
 
 def _entries(source: Source, boot: Boot, first: int, count: int) -> NDArray[np.uint32]:

@@ -8,13 +8,14 @@ A log of nothing but FF was written by mkntfs, or by the first read-write mount 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import construct as c
 import numpy as np
 
 from p2v.binary import parse_bytes
-from p2v.errors import LayoutError, Where
+from p2v.errors import LayoutError, ReadError, Where
 from p2v.filesystem.mft import Mft
 from p2v.filesystem.records import DATA, Attribute, fix_up
 
@@ -25,8 +26,10 @@ LONGEST = 256 << 20  # bytes of a log; Windows makes 64 MiB at most by itself
 NO_CLIENT = 0xFFFF
 VOLUME_CLEAN = 2
 
+MAGICS = (b"RSTR", b"CHKD")  # CHKD: chkdsk looked through it
+
 PAGE_LAYOUT = c.Struct(
-    "magic" / c.OneOf(c.Bytes(4), [b"RSTR", b"CHKD"]),  # CHKD: chkdsk looked through it
+    "magic" / c.OneOf(c.Bytes(4), MAGICS),
     "usa_offset" / c.Int16ul,
     "usa_count" / c.Int16ul,
     "chkdsk_lsn" / c.Int64ul,
@@ -88,6 +91,33 @@ def judge(mft: Mft) -> Log:
         return Log.DAMAGED
     newest = max(area.current_lsn for area in areas)
     return Log.CLEAN if all(area.clean for area in areas if area.current_lsn == newest) else Log.IN_USE
+
+
+def newest_lsn(mft: Mft) -> int | None:
+    """The sequence number of the newest whole restart page; None where the log is wiped (FF) or neither is whole.
+
+    A page that cannot be read is left out. Raises LayoutError where $LogFile's record is damaged, ReadError
+    where that record cannot be read.
+    """
+    log = mft.attribute(mft.record(2), DATA)
+    if log is None or log.value is not None or not 0 < log.size <= LONGEST:
+        return None
+    areas = [_restart_area(page, 0) for page in _pages(mft, log)]
+    return max((area.current_lsn for area in areas if area), default=None)
+
+
+def _pages(mft: Mft, log: Attribute) -> Iterator[bytes]:
+    """The restart pages, wherever one can begin; a bad sector costs the page that it lies in."""
+    for offset in (0, *PAGES):
+        if offset + PAGES[0] > log.size:
+            continue
+        try:
+            head = mft.read(log, offset, PAGES[0])
+            length = int.from_bytes(head[16:20], "little")
+            if head[:4] in MAGICS and length in PAGES and offset + length <= log.size:
+                yield mft.read(log, offset, length)
+        except ReadError:
+            continue
 
 
 def _restart_area(head: bytes, offset: int) -> _Area | None:
