@@ -18,7 +18,7 @@ from p2v.digests import ALGORITHM, Digests, digest_of
 from p2v.errors import Cancelled, LayoutError, MismatchError, P2VError, ReadError, Unsupported, Where
 from p2v.extents import Merger, append, check, overlap, union
 from p2v.model import Cancel, Extent, ImageWriter, Kind, Progress, Range, Source, no_progress
-from p2v.ring import CHUNK, Item, Result, Stopped, after, in_order, items
+from p2v.ring import CHUNK, Item, Result, Stopped, after, in_order, in_steps, items
 from p2v.scan import Scan, live
 
 COUNTED = ("copied", "found_zero", "zero", "free", "bad")
@@ -341,4 +341,4 @@ def _pass(
                             why="you asked for it", next="start the same command again")
 
     tick()
-    in_order(after(items(extents, size), job.done), job.read, job.hand_on, tick)
+    in_order(in_steps(after(items(extents, size), job.done)), job.read, job.hand_on, tick)

@@ -20,6 +20,7 @@ from p2v.model import Extent, Kind, Range
 
 CHUNK = 1 << 20  # bytes: what has one digest, is read at once, and fits a core's cache
 GRAIN = 64 << 10  # bytes: what is tested for zero, and the largest gap that is read rather than skipped
+STEP = 2 << 30  # bytes: runs of zeroes are handed on in such pieces, or a thousand of them
 TICK = 0.1  # seconds between two looks at progress and cancellation
 
 Result = TypeVar("Result")
@@ -82,6 +83,17 @@ def after(work: Iterator[Item], done: int) -> Iterator[Item]:
             yield item
         elif item.offset + item.length > done:  # a run of zeroes
             yield Item(done, item.offset + item.length - done)
+
+
+def in_steps(work: Iterator[Item]) -> Iterator[Item]:
+    """The work with long runs of zeroes in pieces: a device that has to write them can be stopped between."""
+    for item in work:
+        step = max(STEP, item.length // 1024 // CHUNK * CHUNK)
+        if item.length <= step:
+            yield item
+            continue
+        end = item.offset + item.length
+        yield from (Item(at, min(step, end - at)) for at in range(item.offset, end, step))
 
 
 class _Chunk:
