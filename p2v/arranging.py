@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2v.errors import DriftError, Finding, PlanError, ReadError, Where
-from p2v.model import SECTOR, Collapsed, Piece, Plan, Range, Source, SourceDisk, read
+from p2v.model import SECTOR, Collapsed, Plan, Range, Source, read
 from p2v.volume import find_volumes, holds_sets, metadata_ranges
 
 if TYPE_CHECKING:
@@ -25,11 +25,15 @@ PIECE = 1 << 20  # bytes read at once
 
 @dataclass(frozen=True, slots=True)
 class Arranged:
-    """sources: the disks handed in, by id in the order given. built: None where each makes one image as it is."""
+    """sources: the disks handed in, by id in the order given. built: None where each makes one image as it is.
+
+    has_sets: they hold mirrors, dynamic disks or volumes over several disks.
+    """
 
     sources: Mapping[str, Source]
     disks: Mapping[str, Source]
     built: Built | None = None
+    has_sets: bool = False
 
     @property
     def collapsed(self) -> Collapsed | None:
@@ -59,11 +63,12 @@ def arrange(
         from p2v.collapse import collapse
 
         built = collapse(given, found, by_id(given, legs or {}), in_step=in_step)
-        return Arranged(given, built.sources, built)
+        return Arranged(given, built.sources, built, has_sets=True)
     if legs and not found.mirrors:
         raise PlanError("there is no mirror here to choose a leg of", "--leg", "these disks hold none that p2v knows",
                         "leave --leg out")
-    return Arranged(given, {f"disk{number}": given[id] for number, id in enumerate(in_bios_order(given))})
+    disks = {f"disk{number}": given[id] for number, id in enumerate(in_bios_order(given))}
+    return Arranged(given, disks, has_sets=holds_sets(found))
 
 
 def by_id(given: Mapping[str, Source], legs: Mapping[str, str]) -> dict[str, str]:
@@ -116,9 +121,3 @@ def _seen(source: Source, offset: int, length: int) -> bytes:
         return read(source, offset, length)
     except ReadError as error:
         return error.what.encode()
-
-
-def name_of(piece: Piece, sources: Sequence[SourceDisk]) -> str:
-    """Where a piece comes from, for people: a disk's file name, a volume, or zeroes."""
-    paths = {source.id: os.path.basename(source.path) for source in sources}
-    return paths.get(piece.source, piece.source or "zeroes")

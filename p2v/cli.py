@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -90,6 +91,31 @@ def planned(command: Command) -> Command:
     return command
 
 
+def _legs(_context: Any, _option: Any, given: tuple[str, ...]) -> dict[str, str]:
+    """DISK for all mirrors ("" is their name), or MIRROR=DISK for one; a letter may lack its colon."""
+    chosen = {}
+    for text in given:
+        mirror, separator, disk = text.partition("=")
+        if not separator or os.path.exists(text):
+            mirror, disk = "", text
+        chosen[f"{mirror}:" if len(mirror) == 1 else mirror] = disk
+    return chosen
+
+
+def legged(command: Command) -> Command:
+    """--leg, on every command that reads mirrors."""
+    return click.option("--leg", "legs", multiple=True, metavar="[MIRROR=]DISK", callback=_legs,
+                        help="Take a mirror's leg on this disk (a path, or disk0 …); of one mirror: C:=DISK, "
+                             "NAME=DISK. May be given several times.")(command)
+
+
+def collapsed(command: Command) -> Command:
+    """The options of every command that makes plain disks of mirrors and sets."""
+    return click.option("--layout", default="collapse", show_default=True, metavar="NAME",
+                        help="collapse: plain disks out of mirrors and dynamic disks; keep: each disk as it is.")(
+                            legged(command))
+
+
 class Bar:
     """The library's progress: a tqdm bar a stage on a terminal, a line a stage elsewhere; quiet: JSON lines."""
 
@@ -149,15 +175,16 @@ def main() -> None:
 @main.command()
 @click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …).")
+@legged
 @common
 @reported
-def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) -> None:
+def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool, **words: Any) -> None:
     """Tell what is on DISKS: volumes, the guest, what is worth knowing."""
     import p2v
     from p2v.planfile import plain
     from p2v.rendering import render_inspection
 
-    seen = p2v.inspect(disks, format=source_format)
+    seen = p2v.inspect(disks, format=source_format, **words)
     print(json.dumps(plain(seen), indent=2) if as_json else render_inspection(seen))
 
 
@@ -167,10 +194,12 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool) ->
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
 @click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Take the output folder although it holds another plan's images.")
+@click.option("--svg", type=PATH, metavar="FILE", help="Draw how the VM's disks are put together into FILE.")
+@collapsed
 @planned
 @common
 @reported
-def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **words: Any) -> None:
+def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_json: bool, **words: Any) -> None:
     """Show what converting DISKS would change and why, and save it as OUTPUT/plan.json."""
     import p2v
     from p2v.folder import claim
@@ -181,6 +210,11 @@ def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **word
     run = RunDir.of_output(output)
     with run.locked():
         claim(made, run, force=force)
+    if svg is not None:
+        from p2v.drawing import svg as draw
+        from p2v.rundir import save_bytes
+
+        save_bytes(Path(svg), draw(made).encode())
     print(json.dumps(to_json(made), indent=2) if as_json else p2v.render(made))
 
 
@@ -190,6 +224,7 @@ def plan(disks: tuple[str, ...], output: str, force: bool, as_json: bool, **word
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
 @click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds.")
+@collapsed
 @planned
 @common
 @reported

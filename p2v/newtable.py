@@ -65,8 +65,8 @@ def patches(
             yield from table.retyped(partition, seat, starts=starts)
         elif starts and partition.active and not partition.logical:
             yield from table.entry(partition.entry_offset, b"\0", "only the system volume is active")
-    free = table.free(gone, after=max((seat.partition.entry_offset for seat in seats if seat.partition and not seat.partition.logical),
-                                       default=0))
+    primaries = [seat.partition.entry_offset for seat in seats if seat.partition and not seat.partition.logical]
+    free = table.free(gone, after=max(primaries, default=0))
     for seat in seats:
         if seat.partition is None:
             yield from table.made(next(free), seat, starts=starts)
@@ -149,7 +149,7 @@ def _hidden(table: _Table, seat: Seat) -> Iterator[BytesChange]:
     elif kind == "fat32":
         number = int(struct.unpack_from("<H", sector, 0x32)[0])
     backup = seat.offset + number * SECTOR
-    if 0 < number and backup + SECTOR <= min(seat.offset + seat.length, table.raw.size) \
+    if number > 0 and backup + SECTOR <= min(seat.offset + seat.length, table.raw.size) \
             and boot_sector_kind(read(table.raw, backup, SECTOR)) == kind:
         places.append(backup)
     for place in places:

@@ -266,6 +266,10 @@ def plan(
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(opened(paths, source_format))
         arranged = arrange(given, legs, layout)
+        if arranged.has_sets and arranged.built is None:
+            raise Unsupported("a server on mirrors or dynamic disks cannot be converted with its disks as they are",
+                              Where(item="--layout keep"), "a guest can be edited on plain disks only",
+                              "leave --layout keep out, or copy the disks exactly: p2v image DISKS -o FOLDER")
         seen = view(arranged.disks, folders, given, arranged.collapsed)
         refuse_hibernated(seen)
         run = RunDir.of_output(output)

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from p2v.drawing import amount, draw_pieces, source_names
 from p2v.errors import Finding, Severity
 from p2v.model import (
     BytesChange,
@@ -33,22 +34,12 @@ CONTROL_SET = re.compile(r"ControlSet\d{3}", re.IGNORECASE)
 LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}
 
 
-def amount(size: int) -> str:
-    """Bytes in decimal with a unit: 1.5 GiB."""
-    number = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
-
-
 def render_plan(plan: Plan) -> str:
     """The dry run: what is there, what will change and why, what is worth knowing."""
     lines = [f"Plan: {plan.facts.name} → {plan.target}, into {plan.output}", "", *_disks(plan), ""]
     lines += [f"The guest: {plan.facts.name}, {plan.facts.architecture}, build {plan.facts.build}, "
               f"in {plan.facts.system_root} on {plan.facts.boot_volume}", ""]
-    lines += [render_changes(plan.changes), ""]
+    lines += [*_assembly(plan), render_changes(plan.changes), ""]
     if plan.findings:
         lines += [render_findings(plan.findings), ""]
     lines += [verdict(plan)]
@@ -66,11 +57,30 @@ def verdict(plan: Plan) -> str:
 
 
 def _disks(plan: Plan) -> Iterator[str]:
+    for source in plan.sources:
+        yield f"  {source.id}  {source.path}, {amount(source.size)}"
+    for mirror, leg in plan.legs.items():
+        yield f"    of {mirror}, the leg on {leg} is taken"
+    if plan.sources:
+        yield "The VM's disks:"
     for disk in plan.disks:
-        yield f"  {disk.id}  {disk.path}, {amount(disk.size)} → {disk.image} ({disk.format})"
+        origin = "put together" if disk.pieces else disk.path
+        yield f"  {disk.id}  {origin}, {amount(disk.size)} → {disk.image} ({disk.format})"
         for volume in plan.volumes:
             if volume.members[0].disk == disk.id:
                 yield f"    {volume_line(volume)}"
+
+
+def _assembly(plan: Plan) -> Iterator[str]:
+    """How disks are put together, and what is laid over them."""
+    if not plan.sources:
+        return
+    yield from draw_pieces({disk.id: disk.pieces for disk in plan.disks}, source_names(plan.sources))
+    patches = [patch for disk in plan.disks for patch in disk.patches]
+    if patches:
+        yield f"Laid over them: {len(patches)} patch(es)"
+        yield from render_changes(patches).split("\n")[1:]
+    yield ""
 
 
 def volume_line(volume: VolumeFacts) -> str:
@@ -159,7 +169,9 @@ def render_inspection(seen: Inspection) -> str:
     lines = []
     for index, (path, size) in enumerate(zip(seen.paths, seen.sizes, strict=True)):
         lines.append(f"disk{index}  {path}, {amount(size)}")
-        lines += [f"  {volume_line(v)}" for v in seen.volumes if v.members[0].disk == f"disk{index}"]
+        if not seen.pieces:
+            lines += [f"  {volume_line(v)}" for v in seen.volumes if v.members[0].disk == f"disk{index}"]
+    lines += _sets(seen)
     facts = seen.facts
     if facts is not None:
         lines += [
@@ -172,9 +184,37 @@ def render_inspection(seen: Inspection) -> str:
         ]
     if seen.findings:
         lines += ["", render_findings(seen.findings)]
-    lines += ["", f"next: p2v plan {' '.join(shlex.quote(path) for path in seen.paths)} -o FOLDER"
-              if facts is not None else "There is no guest here that p2v can convert."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _next(seen)])
+
+
+def _sets(seen: Inspection) -> Iterator[str]:
+    """Mirrors and other sets, and the plain disks that the VM gets of them."""
+    if not seen.sets:
+        return
+    yield "sets on them:"
+    for one in seen.sets:
+        places = ", ".join(f"{m.disk} at {m.offset:#x}" for m in one.members)
+        kind = f"{one.filesystem.upper()} {one.version}".strip() or "filesystem not looked at"
+        leg = seen.legs.get(one.name)
+        taken = "" if one.layout != "mirrored" else f"; the leg on {leg} is current" if leg else "; NO LEG CHOSEN YET"
+        yield f"  {one.name}  {one.layout}, {kind}: {places}{taken}"
+    if seen.pieces:
+        yield "the VM would get:"
+        for disk, theirs in seen.pieces.items():
+            yield f"  {disk}  {amount(theirs[-1].end)}"
+            yield from (f"    {volume_line(v)}" for v in seen.volumes if v.members[0].disk == disk)
+
+
+def _next(seen: Inspection) -> str:
+    disks = " ".join(shlex.quote(path) for path in seen.paths)
+    if any(one.layout == "mirrored" and one.name not in seen.legs for one in seen.sets):
+        return f"next: decide which leg is right, then p2v plan {disks} --leg DISK -o FOLDER"
+    if seen.facts is not None:
+        return f"next: p2v plan {disks} -o FOLDER"
+    if seen.pieces:
+        return ("There is no guest here that p2v can convert; the plain disks can be imaged:\n"
+                f"next: p2v image {disks} --layout collapse -o FOLDER")
+    return "There is no guest here that p2v can convert."
 
 
 def render_result(result: Result, verb: str) -> str:

@@ -13,6 +13,7 @@ from p2v.guest.fixers import (
     boot_sectors,
     boot_storage,
     crash_control,
+    dissolved_sets,
     hive_files,
     processor_services,
 )
@@ -21,6 +22,7 @@ from p2v.model import Fixer
 FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes first
     boot_sectors,
     boot_ini,
+    dissolved_sets,
     hive_files,
     boot_storage,
     processor_services,

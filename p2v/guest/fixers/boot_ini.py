@@ -82,8 +82,8 @@ def _wanted(guest: Guest, arc: ArcPath, *, starts: bool) -> ArcPath | None:
         volume = facts.volume_of(guest.volumes, partition)
         if volume and _has_folder(guest, volume, arc.directory):
             new = bootini.arc_of(partition, guest.disks, arc.directory)
-            same = (arc.kind, arc.first, arc.disk, arc.rdisk, arc.partition) == ("multi", 0, 0, new.rdisk, new.partition)
-            return arc if same else new
+            places = (arc.kind, arc.first, arc.disk, arc.rdisk, arc.partition)
+            return arc if places == ("multi", 0, 0, new.rdisk, new.partition) else new
     if starts and home is not None and home.number:
         return bootini.arc_of(home, guest.disks, guest.facts.system_root)
     return None

@@ -35,6 +35,22 @@ class Edits:
             own = next((one for one in self.tree.values(path) if one.lower() == name.lower()), name)
             yield ValueChange(HIVE, self.spelled(path), own, before, wanted, why, self._fixer)
 
+    def without_value(self, path: str, name: str, why: str) -> Iterator[ValueChange]:
+        """The value goes; nothing where it is not there."""
+        for own, before in self.tree.values(path).items():
+            if own.lower() == name.lower():
+                yield ValueChange(HIVE, self.spelled(path), own, before, None, why, self._fixer)
+
+    def without_key(self, path: str, why: str) -> Iterator[ValueChange | KeyChange]:
+        """The key goes with all that is below it, so that an undo can bring everything back."""
+        if not self.tree.has(path):
+            return
+        for below in self.tree.subkeys(path):
+            yield from self.without_key(f"{path}\\{below}", why)
+        for name in self.tree.values(path):
+            yield from self.without_value(path, name, why)
+        yield KeyChange(HIVE, self.spelled(path), True, False, why, self._fixer)
+
     def spelled(self, path: str) -> str:
         """The path as the hive spells it, as far as it exists."""
         known = self.tree.spelling(path)
