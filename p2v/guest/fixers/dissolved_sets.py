@@ -28,7 +28,7 @@ from p2v.model import (
     Value,
 )
 from p2v.volume import ftregistry
-from p2v.volume.ftregistry import FtState, FtType, Information
+from p2v.volume.ftregistry import DiskRow, FtState, FtType, Information, PartitionRow
 from p2v.volume.mbr import CONTAINERS
 
 NAME = "dissolved-sets"
@@ -147,6 +147,8 @@ _GONE = ("no set is left: Windows NT makes this anew from the partition tables (
 def _letters(
     guest: Guest, edits: Edits, collapsed: Collapsed, information: Information, value: Value
 ) -> Iterator[Change | Finding]:
+    if not information.sets and not any(row.is_member for disk in information.disks for row in disk.partitions):
+        return
     known = dict(_known_letters(information, collapsed))
     automatic = _default_letters(guest)
     differing = {volume: letter for volume, letter in known.items() if automatic.get(volume) != letter}
@@ -191,17 +193,22 @@ def _has_active(guest: Guest, disk: str) -> bool:
 
 
 def _without_sets(guest: Guest, information: Information, collapsed: Collapsed) -> Information:
-    """The same value for the disks that are left, every partition a plain one."""
+    """The same value for the disks that there are now, every partition a plain one at its place."""
     plain = next((row for disk in information.disks for row in disk.partitions if not row.is_member), None)
-    left = {guest.read_bytes(disk, SIGNATURE.start, 4) for disk in guest.disks}
-    disks = []
+    rows: dict[str, PartitionRow] = {}
     for disk in information.disks:
-        if struct.pack("<I", disk.signature) in left:
-            rows = tuple(row if not row.is_member else replace(
-                row, ft_type=int(FtType.NOT_A_MEMBER), ft_state=int(FtState.HEALTHY), ft_length=0,
-                ft_group=plain.ft_group if plain else 0, ft_member=plain.ft_member if plain else 0)
-                for row in disk.partitions
-                if struct.pack("<IQ", disk.signature, row.offset) in collapsed.identities)
-            disks.append(replace(disk, partitions=rows))
+        for row in disk.partitions:
+            volume = collapsed.identities.get(struct.pack("<IQ", disk.signature, row.offset))
+            if volume in guest.volumes:
+                rows.setdefault(str(volume), row)
+    disks = []
+    for id in guest.disks:
+        theirs = [replace(
+            row, ft_type=int(FtType.NOT_A_MEMBER), ft_state=int(FtState.HEALTHY), ft_length=0,
+            ft_group=plain.ft_group if plain else 0, ft_member=plain.ft_member if plain else 0,
+            offset=guest.volumes[volume].members[0].offset, length=guest.volumes[volume].members[0].length)
+            for volume, row in rows.items() if guest.volumes[volume].members[0].disk == id]
+        signature = int.from_bytes(guest.read_bytes(id, SIGNATURE.start, 4), "little")
+        disks.append(DiskRow(signature, tuple(sorted(theirs, key=lambda row: row.offset))))
     header = replace(information.header, dirty_shutdown=0, sets_size=0)
     return replace(information, header=header, disks=tuple(disks), sets=())
