@@ -63,7 +63,7 @@ class Moment:
         when = "at no known time" if self.time is None else f"{self.time:%Y-%m-%d %H:%M:%S}"
         zone = "" if self.time is None else " local time" if self.local else " UTC"
         count = "" if self.sequence is None else f", write {self.sequence}"
-        return f"{self.what} {when}{zone}{count}"
+        return f"{when}{zone} ({short(self.what)}{count})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,10 @@ class Age:
     @property
     def words(self) -> str:
         """All of it in one line, for the user."""
-        parts = [self.kind.upper() or "no filesystem that p2v knows"]
-        if self.lsn is not None:
-            parts.append(f"log sequence number {self.lsn:#x}")
-        parts += [f"registry written: {_last(self.hives)}"] if self.hives else []
-        parts += [f"last change seen: {_last(self.moments)}"] if self.moments else []
+        kind = self.kind.upper() or "no filesystem that p2v knows"
+        parts = [f"{kind}, last change seen: {_last(self.moments)}" if self.moments else kind]
+        parts += [f"registry last written: {_last(self.hives)}"] if self.hives else []
+        parts += [f"log sequence number {self.lsn:#x}"] if self.lsn is not None else []
         parts += ["left in use (dirty)"] if self.dirty else []
         parts += [f"not known: {', '.join(self.unknown)}"] if self.unknown else []
         return "; ".join(parts)
@@ -151,6 +150,11 @@ def _clue(kind: str, values: list[tuple[str, V, V]]) -> Clue:
 def _last(moments: Iterable[Moment]) -> str:
     """The newest of them."""
     return str(max(moments, key=lambda m: (m.time is not None, m.time or datetime.min.replace(tzinfo=UTC))))
+
+
+def short(path: str) -> str:
+    """A file's own name, for a line that names several."""
+    return path.rpartition("\\")[2] or path
 
 
 # -- the files of a Windows

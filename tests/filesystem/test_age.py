@@ -66,7 +66,7 @@ def test_ntfs_tells_its_log_its_hives_its_files_and_its_flag(volume: bytes) -> N
     names = {"the root folder", CONFIG.lower(), *(path.lower() for path in FILES)}
     assert {m.what.lower(): m.time for m in age.moments} == dict.fromkeys(names, NOON)
     assert age.newest == NOON
-    assert "2009-03-02 12:00:00 UTC, write 4711" in age.words and f"{LSN:#x}" in age.words
+    assert "2009-03-02 12:00:00 UTC (SYSTEM, write 4711)" in age.words and f"{LSN:#x}" in age.words
 
 
 def test_the_log_is_read_as_ntfsrecover_reads_it(volume: bytes, tmp_path: Path, needs: Callable[..., None]) -> None:
