@@ -31,10 +31,11 @@ def files_hit(volume: str, source: Source, filesystem: Filesystem, lost: Sequenc
         return
     total, count, unread = 0, 0, ""
     try:
-        for path, bytes_lost in files_in(source, filesystem, lost):
-            if bytes_lost is None:
+        for path, parts in files_in(source, filesystem, lost):
+            if parts is None:
                 unread = unread or path
                 continue
+            bytes_lost = sum(part.length for part in parts)
             count, total = count + 1, total + bytes_lost
             if count <= MOST:
                 yield Finding(f"{volume}:{path} has lost {bytes_lost} bytes", Where(volume, item=path),
@@ -72,8 +73,8 @@ def has_files(filesystem: Filesystem) -> bool:
 
 def files_in(
     source: Source, filesystem: Filesystem, ranges: Sequence[Range]
-) -> Iterator[tuple[str, int | None]]:
-    """(path, its bytes in ranges) of each file that has any; (path, None) of what cannot be read.
+) -> Iterator[tuple[str, Sequence[Range] | None]]:
+    """(path, what of ranges lies in it) of each file that has any; (path, None) of what cannot be read.
 
     ranges: of the volume, ascending, not touching. Raises LIBRARY_ERRORS where there is no list of files at all.
     """
@@ -81,8 +82,8 @@ def files_in(
     for path, extents in file_extents(source, filesystem):
         if extents is None:
             yield path, None
-        elif hit := sum(_overlap(extent, ranges, ends) for extent in extents):
-            yield path, hit
+        elif parts := [part for extent in extents for part in _inside(extent, ranges, ends)]:
+            yield path, parts
 
 
 def file_extents(
@@ -135,11 +136,11 @@ def _placed(offset: int, length: int, flags: int) -> Iterator[Range]:
         yield Range(offset, length)
 
 
-def _overlap(extent: Range, ranges: Sequence[Range], ends: Sequence[int]) -> int:
-    total = 0
+def _inside(extent: Range, ranges: Sequence[Range], ends: Sequence[int]) -> Iterator[Range]:
+    """What of ranges lies in extent."""
     for number in range(bisect.bisect_right(ends, extent.offset), len(ranges)):
         span = ranges[number]
         if span.offset >= extent.end:
             break
-        total += min(span.end, extent.end) - max(span.offset, extent.offset)
-    return total
+        start = max(span.offset, extent.offset)
+        yield Range(start, min(span.end, extent.end) - start)
