@@ -12,9 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +23,7 @@ from p2v.model import SECTOR, BytesChange, Range, Source
 from p2v.source.nbd import QemuNbd, allocated, json_name, open_image
 from p2v.source.nbdclient import libnbd
 from p2v.source.overlaid import Overlaid
+from p2v.source.private import PrivateFolder
 from p2v.source.serve import Server
 
 FORMAT = "qcow2"
@@ -79,10 +78,10 @@ class Stage:
 
     def __enter__(self) -> Stage:
         with self._stack as stack:
-            sockets = tempfile.mkdtemp(prefix="p2v-stage-")  # 0700: nobody else reaches the sources
-            stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+            sockets = PrivateFolder("stage")
+            stack.callback(sockets.remove)
             for number, (disk, path) in enumerate(self._overlays.items()):
-                server = Server(self._sources[disk], os.path.join(sockets, str(number)))
+                server = Server(self._sources[disk], os.path.join(sockets.path, str(number)))
                 self._servers[disk] = stack.enter_context(server)
                 _make(path.absolute(), server.uri, self._sources[disk].size)
             self._stack = stack.pop_all()

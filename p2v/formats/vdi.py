@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 import uuid
 
-from p2v.errors import LayoutError, Unsupported, Where
 from p2v.formats import blocks
 from p2v.formats.blocks import Blocks, Numbers, Shape
 from p2v.formats.part import PartFile
@@ -60,25 +59,13 @@ def probe_fixed(source: Source) -> bool:
 
 
 def read(path: str) -> Source:
-    """The disk inside, through qemu-nbd.
+    """The disk inside, through qemu-nbd, after a look at its map.
 
-    Raises Unsupported for an undo or differencing image, LayoutError for one that is cut short: qemu would
-    show zeroes for what is missing.
+    Raises LayoutError for one that is cut short, where qemu would show zeroes; Unsupported for a snapshot's.
     """
-    from p2v.source.device import open_disk
-    from p2v.source.nbd import open_image
+    from p2v.source.vdiimage import open_vdi
 
-    file = open_disk(path)
-    try:
-        kind = _type(file)
-        if kind not in (None, DYNAMIC, FIXED) or any(_linked(file)):
-            raise Unsupported(f"{path} is a snapshot's VDI", Where(path, 76, 4),
-                              "what did not change since the snapshot lies in its parent",
-                              "merge it first: VBoxManage clonemedium IMAGE NEW")
-        _refuse_short(file)
-    finally:
-        file.close()
-    return open_image(path, "vdi")
+    return open_vdi(path)
 
 
 class _Map(Shape):
@@ -124,18 +111,3 @@ def _type(source: Source) -> int | None:
         return None
     data = read_bytes(source, 64, 16)
     return int.from_bytes(data[12:], "little") if int.from_bytes(data[:4], "little") == SIGNATURE else None
-
-
-def _refuse_short(source: Source) -> None:
-    if _type(source) is None:
-        return  # qemu says what it thinks of it
-    data = read_bytes(source, 0, SECTOR)
-    start, block, used = (int.from_bytes(data[at : at + 4], "little") for at in (344, 376, 388))
-    if source.size < start + block * used:
-        raise LayoutError(f"{source.name} is cut short", Where(source.name, source.size),
-                          f"its header counts {used} blocks from byte {start:#x} on", "copy the image again")
-
-
-def _linked(source: Source) -> bytes:
-    """The identity of the parent; zeroes, or nothing, where there is none."""
-    return read_bytes(source, 424, 16) if source.size >= SECTOR else b""

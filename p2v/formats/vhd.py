@@ -18,7 +18,6 @@ import struct
 import time
 import uuid
 
-from p2v.errors import Unsupported, Where
 from p2v.formats import blocks
 from p2v.formats.blocks import Blocks, Numbers, Shape
 from p2v.formats.part import PartFile
@@ -31,7 +30,7 @@ SEQUENTIAL = False
 EDITABLE = True
 LIMIT = 2040 << 30  # bytes: what Hyper-V and qemu take
 
-FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
+FIXED, DYNAMIC = 2, 3
 MAGIC = b"conectix"
 NOWHERE = 0xFFFFFFFF_FFFFFFFF  # an offset that there is none of
 BLOCK = 2 << 20  # bytes; every product's
@@ -69,22 +68,13 @@ def probe_fixed(source: Source) -> bool:
 
 
 def read(path: str) -> Source:
-    """The disk inside, through qemu-nbd, of any creator; its size is the footer's, not the geometry's.
+    """The disk inside, of any creator; a fixed one is its file without the footer, the rest goes through qemu-nbd.
 
-    Raises Unsupported for a differencing image: qemu would show zeroes for what the parent holds.
+    Raises LayoutError, Unsupported for a differencing image: qemu would show zeroes for what the parent holds.
     """
-    from p2v.source.device import open_disk
-    from p2v.source.nbd import open_image
+    from p2v.source.vhdimage import open_vhd
 
-    file = open_disk(path)
-    try:
-        if DIFFERENCING in (_type(file, 0), _type(file, file.size - SECTOR)):
-            raise Unsupported(f"{path} is a differencing VHD", Where(path),
-                              "what did not change since the snapshot lies in its parent",
-                              "merge it first (Hyper-V: Merge-VHD), or give the parent")
-    finally:
-        file.close()
-    return open_image(path, "vpc", options={"force_size_calc": "current_size"})
+    return open_vhd(path)
 
 
 def footer(size: int, kind: int) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 import uuid
 
-from p2v.errors import Unsupported, Where
 from p2v.formats import blocks
 from p2v.formats.blocks import Blocks, Numbers, Shape
 from p2v.formats.part import PartFile
@@ -72,19 +71,10 @@ def probe_fixed(source: Source) -> bool:
 
 
 def read(path: str) -> Source:
-    """The disk inside, through qemu-nbd. Raises Unsupported for a differencing image."""
-    from p2v.source.device import open_disk
-    from p2v.source.nbd import open_image
+    """The disk inside, through qemu-nbd. Raises LayoutError, Unsupported for a differencing image."""
+    from p2v.source.vhdimage import open_vhdx
 
-    file = open_disk(path)
-    try:
-        if (_flags(file) or 0) & PARENT:
-            raise Unsupported(f"{path} is a differencing VHDX", Where(path),
-                              "what did not change since the snapshot lies in its parent",
-                              "merge it first (Hyper-V: Merge-VHD), or give the parent")
-    finally:
-        file.close()
-    return open_image(path, "vhdx")
+    return open_vhdx(path)
 
 
 class Table(Shape):

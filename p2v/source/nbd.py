@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 import weakref
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from p2v.errors import LayoutError, MissingTool, P2VError, PlanError, ReadError, Unsupported
 from p2v.model import Range, Source
 from p2v.source.nbdclient import NbdSource, libnbd
+from p2v.source.private import PrivateFolder
 
 _START_SECONDS = 30
 _QEMU_SECONDS = 600  # for qemu-img on an image that it reads through
@@ -69,12 +69,13 @@ class QemuNbd:
 
     def __init__(self, image: str, *, writable: bool = False) -> None:
         program = _program("qemu-nbd")
-        folder = tempfile.mkdtemp(prefix="p2v-nbd-")  # 0700: nobody else reaches the socket
-        self.socket = os.path.join(folder, "socket")
-        self._log = os.path.join(folder, "log")
+        folder = PrivateFolder("nbd")
+        self.socket = os.path.join(folder.path, "socket")
+        self._log = os.path.join(folder.path, "log")
+        mode = "--discard=unmap" if writable else "--read-only"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [program, *(("--discard=unmap",) if writable else ("--read-only",)), "--shared=8", f"--socket={self.socket}", image],
+                [program, mode, "--shared=8", f"--socket={self.socket}", image],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_plain_environment(),
                 start_new_session=True,  # Ctrl-C ends p2v, which ends it in order
             )
@@ -103,14 +104,14 @@ class QemuNbd:
             return log.read(4096)
 
 
-def _end(process: subprocess.Popen[bytes], folder: str) -> None:
+def _end(process: subprocess.Popen[bytes], folder: PrivateFolder) -> None:
     process.terminate()
     try:
         process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    folder.remove()
 
 
 def json_name(path: str, format: str, backing: bool, more: Mapping[str, str] | None = None) -> str:

@@ -59,6 +59,8 @@ class Head:
             "clusters": 0 < self.nr_clusters <= 8 * MOST_BITMAP and
             self.device_size - self.nr_clusters * size >= 0,
             "clusters in use": self.inuse <= self.nr_clusters,
+            # $Bitmap is in use itself, with a bit for each cluster: so no small image has a large volume
+            "clusters in use, for the volume's own bitmap": 8 * self.inuse * size >= self.nr_clusters,
             "offset of the data": LAYOUT.sizeof() <= self.offset_to_image_data <= 4096,
         }
         wrong = [what for what, right in checks.items() if not right]
@@ -88,6 +90,10 @@ def open_ntfsclone(path: str) -> Source:
                               "its numbers are in the byte order of the machine that made it",
                               "restore it: ntfsclone -r -O partition.img IMAGE, then give partition.img")
         head = parse(LAYOUT, file, 0, Head, "the head of the ntfsclone image")
+        need = head.offset_to_image_data + head.inuse * (head.cluster_size + 1)
+        if file.size < need:
+            raise LayoutError(f"{path} is cut off", Where(path, file.size, need - file.size),
+                              f"its head counts {head.inuse} clusters", "copy it again, and all its parts")
         clusters = _Clusters(file, head)
         return BlockImage(file, head.device_size, head.cluster_size, clusters.index, clusters)
     except BaseException:

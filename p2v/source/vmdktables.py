@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import construct as c
 import numpy as np
+from numpy.typing import NDArray
 
 from p2v.binary import parse
-from p2v.errors import Unsupported, Where
+from p2v.errors import LayoutError, Unsupported, Where
 from p2v.model import SECTOR, Source, read
 from p2v.source.tables import STEP, check_size, cut_off
 
@@ -31,6 +32,7 @@ SPARSE = c.Struct(
     "line_ends" / c.Bytes(4),
     "compression" / c.Int16ul,
 )
+WINDOW = 1 << 18  # entries of a grain directory looked at at once
 COMPRESSED_GRAINS, GD_AT_END = 1 << 16, 0xFFFFFFFFFFFFFFFF
 
 
@@ -76,11 +78,21 @@ def _check_grains(file: Source, directory: int, count: int, per_table: int, whol
     """directory: its sector; count: its entries. whole: bytes of a grain in the file, 0 for packed ones."""
     if directory * SECTOR + 4 * count > file.size:
         raise cut_off(file, "the grain directory", min(directory * SECTOR, 1 << 62))
-    tables = np.unique(np.frombuffer(read(file, directory * SECTOR, 4 * count), "<u4")).astype(np.int64)
-    tables = tables[tables != 0] * SECTOR
+    for first in range(0, count, WINDOW):  # a directory may be as large as a small file says it is
+        data = read(file, directory * SECTOR + 4 * first, 4 * min(WINDOW, count - first))
+        tables = np.unique(np.frombuffer(data, "<u4")).astype(np.int64)
+        _check_tables(file, directory, tables[tables != 0] * SECTOR, per_table, whole)
+
+
+def _check_tables(file: Source, directory: int, tables: NDArray[np.int64], per_table: int, whole: int) -> None:
+    """tables: where some of them lie, ascending, bytes."""
     if len(tables) and int(tables[-1]) + 4 * per_table > file.size:
         raise cut_off(file, "a grain table", directory * SECTOR)
-    for run in np.split(tables, np.flatnonzero(np.diff(tables) != 4 * per_table) + 1):
+    gaps = np.diff(tables)
+    if (gaps < 4 * per_table).any():
+        raise LayoutError(f"{file.name}: two grain tables overlap", Where(file.name, directory * SECTOR),
+                          "the grain directory is damaged", "copy the image again")
+    for run in np.split(tables, np.flatnonzero(gaps != 4 * per_table) + 1):
         for first in range(0, len(run), STEP // per_table):
             piece = run[first : first + STEP // per_table]
             data = read(file, int(piece[0]), 4 * per_table * len(piece))

@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -553,3 +554,66 @@ def test_a_vmdk_cannot_name_a_strangers_file_whatever_it_calls_its_access(
                      f'{access} 8 {kind} "{secret}"{offset}\n')
     with pytest.raises(Unsupported):
         open_input(str(image), "vmdk")
+
+
+# -- small files that speak of large disks
+
+
+def hostile_ntfsclone(inuse: int) -> bytes:
+    clusters = 8 << 30
+    head = struct.pack("<16sBBIQqQI", b"\0ntfsclone-image", 10, 1, 512, 512 * clusters, clusters, inuse, 50)
+    return head + struct.pack("<Bq", 0, clusters)
+
+
+def hostile_vmdk() -> bytes:
+    head = struct.pack("<4sIIQQQQIQQQB4sH", b"KDMV", 1, 3, (64 << 40) // 512, 8, 1, 2, 512, 0, 3, 10, 0, b"\n \r\n", 0)
+    return head.ljust(512, b"\0") + b"# Disk DescriptorFile\n".ljust(1024, b"\0")
+
+
+def hostile_vdi() -> bytes:
+    blocks = 64 << 20
+    head = struct.pack("<64s5I256s7IQ4I16s16s16s16s4I40x", b"<<<", 0xBEDA107F, 0x10001, 400, 1, 0, b"", 1 << 20,
+                       257 << 20, 0, 0, 0, 512, 0, blocks << 20, 1 << 20, 0, blocks, 0, *[bytes(16)] * 4, 0, 0, 0, 512)
+    return head.ljust(512, b"\0")
+
+
+MEASURE = """
+import resource, sys
+from p2v.errors import P2VError
+from p2v.source.images import open_input
+import numpy, construct, p2v.source.ntfsclone, p2v.source.vmdkimage, p2v.source.vdiimage
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    open_input(sys.argv[1], sys.argv[2])
+    print("opened")
+except P2VError as error:
+    print(error.what)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(("name", "data", "size"), [
+    ("ntfsclone", hostile_ntfsclone(0), 0), ("ntfsclone", hostile_ntfsclone(1 << 30), 0),
+    ("vmdk", hostile_vmdk(), 200 << 20), ("vdi", hostile_vdi(), 257 << 20),
+])
+def test_a_small_file_costs_little_whatever_it_claims(name: str, data: bytes, size: int, tmp_path: Path) -> None:
+    """A file of 4 KiB on the medium, sparse where it has to seem longer."""
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    if size:
+        os.truncate(path, size)
+    done = subprocess.run([sys.executable, "-c", MEASURE, path, name], capture_output=True, text=True, check=True)
+    said, grown = done.stdout.splitlines()
+    assert said != "opened" and int(grown) < 60, f"{said}: {grown} MiB"
+
+
+def test_grain_tables_do_not_overlap(tmp_path: Path) -> None:
+    path = convert(DATA, tmp_path / "disk.vmdk", "vmdk")
+    image = bytearray(path.read_bytes())
+    directory = int.from_bytes(image[56:64], "little") * 512
+    table = int.from_bytes(image[directory : directory + 4], "little")
+    image[12:20] = struct.pack("<Q", 128 * 512 * 2)  # two tables
+    image[directory + 4 : directory + 8] = struct.pack("<I", table + 1)
+    path.write_bytes(image)
+    with pytest.raises(LayoutError, match="overlap"):
+        open_input(str(path), "vmdk")
