@@ -13,16 +13,21 @@ import pytest
 
 import p2v.source
 from p2v.model import Extent, Kind, Range, Source
+from p2v.source.assembled import Assembled, Part
 from p2v.source.cowd import CowdDisk
 from p2v.source.device import open_disk
 from p2v.source.linear import Linear
+from p2v.source.mirrored import Mirrored
 from p2v.source.nbd import open_image
 from p2v.source.nbdclient import NbdSource
 from p2v.source.ntfsclone import open_ntfsclone
 from p2v.source.overlaid import Overlaid
 from p2v.source.paced import Paced
+from p2v.source.parity import Parity
+from p2v.source.raid10 import Raid10
 from p2v.source.serve import Server
 from p2v.source.split import open_file, open_parts
+from p2v.source.striped import Striped
 from p2v.source.watched import Watched
 from p2v.source.window import Window
 from p2v.testing import FaultySource, MemorySource, check_source, numbered_sectors
@@ -34,6 +39,9 @@ for _start, _end in HOLES:
     DISK[_start:_end] = bytes(_end - _start)
 DISK = bytes(DISK)
 OTHER = numbered_sectors("disk1", 70_000 // 512 * 512)
+
+CHUNK = 64 * 1024
+EDGES = list(range(CHUNK, 30 * CHUNK, CHUNK))
 
 Case = tuple[Source, bytes, list[int]]
 
@@ -181,6 +189,63 @@ def cowd(folder: Path) -> Iterator[Case]:
         yield disk, DISK, []
 
 
+def rows(count: int) -> list[list[bytes]]:
+    """DISK's first chunks of 64 KiB, so many in each row."""
+    chunks = [DISK[at : at + CHUNK] for at in range(0, 30 * CHUNK, CHUNK)]
+    return [chunks[at : at + count] for at in range(0, 30, count)]
+
+
+@contextlib.contextmanager
+def striped(folder: Path) -> Iterator[Case]:
+    members: list[Source] = []
+    for column in range(3):
+        (folder / f"{column}").write_bytes(b"".join(row[column] for row in rows(3)) + b"tail" * 128)
+        members.append(open_disk(f"{folder}/{column}"))
+    yield Striped(members, CHUNK, "stripe", size=29 * CHUNK + 512), DISK[: 29 * CHUNK + 512], EDGES
+
+
+@contextlib.contextmanager
+def parity(folder: Path) -> Iterator[Case]:
+    """RAID 5, left-symmetric; member 1 of three is missing."""
+    disks = [bytearray(), bytearray(), bytearray()]
+    for number, row in enumerate(rows(2)):
+        p = 2 - number % 3
+        xored = (int.from_bytes(row[0], "big") ^ int.from_bytes(row[1], "big")).to_bytes(CHUNK, "big")
+        for step, chunk in enumerate((xored, *row)):
+            disks[(p + step) % 3] += chunk
+    members = [MemorySource(disks[0]), None, MemorySource(disks[2])]
+    yield (Parity(members, CHUNK, "raid", level=5, layout="left-symmetric", size=30 * CHUNK), DISK[: 30 * CHUNK], EDGES)
+
+
+@contextlib.contextmanager
+def raid10(folder: Path) -> Iterator[Case]:
+    one, two = (b"".join(row[column] for row in rows(2)) for column in (0, 1))
+    members = [None, MemorySource(one), MemorySource(two), None]
+    yield Raid10(members, CHUNK, "raid"), DISK[: 30 * CHUNK], EDGES
+
+
+@contextlib.contextmanager
+def mirrored(folder: Path) -> Iterator[Case]:
+    """Legs in step with bad sectors in different places, read ahead by both, the first one a file with holes."""
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        legs = [FaultySource(disk, [Range(4096, 512), Range(MIB + 70_000 // 512 * 512, 1024)]),
+                FaultySource(MemorySource(DISK + b"more"), [Range(4608, 512), Range(len(DISK) - 512, 512)])]
+        yield Mirrored(legs, "mirror", size=len(DISK), in_step=True, shared=True), DISK, [4096, 4608, 5120]
+
+
+@contextlib.contextmanager
+def assembled(folder: Path) -> Iterator[Case]:
+    with contextlib.closing(open_disk(str(sparse(folder)))) as disk:
+        parts = [Part(0, 512, None), Part(512, MIB, disk, 63 * 512), Part(512 + MIB, 70_001, None),
+                 Part(512 + MIB + 70_001, len(OTHER), MemorySource(OTHER))]
+        patches = [(440, b"signature"), (510, b"\x55\xaaover the edge"), (300_000, b"x" * 5000)]
+        data = bytearray(bytes(512) + DISK[63 * 512 : 63 * 512 + MIB] + bytes(70_001) + OTHER)
+        for offset, patch in patches:
+            data[offset : offset + len(patch)] = patch
+        edges = [edge for offset, patch in patches for edge in (offset, offset + len(patch))]
+        yield Assembled(parts, "disk0", size=len(data), patches=patches), bytes(data), [512, 512 + MIB, *edges]
+
+
 KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]], tuple[str, ...]]] = {
     "memory": (memory, ()),
     "device": (device, ()),
@@ -195,11 +260,16 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
     "split": (split, ()),
     "blockimage ntfsclone": (block_image, ()),
     "cowd": (cowd, ()),
+    "striped": (striped, ()),
+    "parity": (parity, ()),
+    "raid10": (raid10, ()),
+    "mirrored": (mirrored, ()),
+    "assembled": (assembled, ()),
     "nbdclient serve": (nbd_own_server, ("nbdinfo",)),
 }
 NO_SOURCES = {  # modules of the room that hold none; partclone's needs partclone: tests/source/test_images_in.py
     "bounds", "in_use", "nbdsession", "images", "tables", "vmdkfiles", "vmdktables", "vmdkimage", "vhdimage",
-    "vdiimage", "qcow2image", "partclone",
+    "vdiimage", "qcow2image", "partclone", "ways", "ahead",
 }
 
 
