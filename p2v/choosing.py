@@ -212,11 +212,10 @@ def _why(mirror: Mirror, opinion: _Opinion) -> Iterator[str]:
     yield from (history.words for history in opinion.histories)
     yield from (reason for reason in opinion.reasons if reason not in opinion.problems)
     if len(mirror.legs) == 1:
-        yield ("its other copy's disk was not given"
-               + (f" ({', '.join(mirror.missing)})" if mirror.missing else "")
-               + ": beyond its own metadata nothing can vouch that this copy is current")
+        yield f"its other copy is missing: {', '.join(mirror.missing) or 'its disk was not given'}"
+        yield "beyond its own metadata nothing can vouch that this copy is current"
     elif mirror.missing:
-        yield f"a further copy is on a disk that was not given: {', '.join(mirror.missing)}"
+        yield f"a further copy is missing: {', '.join(mirror.missing)}"
     if opinion.alike:
         yield "that they are equal is not known: nobody has compared them"
 

@@ -37,7 +37,8 @@ class History:
         leg = self.leg
         metadata = [leg.history or "its metadata keeps no history"]
         metadata += [f"against it: {'; '.join(leg.against)}"] if leg.against else []
-        metadata += [f"it calls {', '.join(leg.fails)} failed"] if leg.fails else []
+        others = [disk for disk in leg.fails if disk != leg.disk]
+        metadata += [f"it calls {', '.join(others)} failed"] if others else []
         lines = [f"{leg.disk}: {'; '.join(metadata)}"]
         lines += [f"  {name + ': ' if name else ''}{age.words}" for name, age in self.ages.items()]
         return "\n".join(lines)
@@ -151,7 +152,9 @@ def _lived_on(told: Judgement, first: History, second: History) -> Iterator[str]
     if told not in (Judgement.FIRST, Judgement.SECOND):
         return
     newer, older = (first, second) if told is Judgement.FIRST else (second, first)
-    last = max((age.newest for age in older.ages.values() if age.newest), default=None)
+    shared = {moment for age in newer.ages.values() for moment in age.known}  # of before they parted
+    times = [moment.time for age in older.ages.values() for moment in age.known if moment not in shared]
+    last = max((time for time in times if time), default=None)
     changed = newer.leg.changed
     if changed and last and last > changed + SLACK:
         yield (f"split brain: {older.leg.disk} was written at {last:%Y-%m-%d %H:%M:%S} UTC, after it was detached "

@@ -197,6 +197,13 @@ def test_the_older_leg_was_written_after_it_was_detached(volume: bytes, newer: b
     assert fine.legs["ldm.Volume1"].leg == "disk0"
 
 
+def test_a_time_that_both_legs_know_was_written_before_they_parted(volume: bytes, newer: bytes) -> None:
+    """A clock that was years ahead for a day, while both legs were written."""
+    ahead = {HIVES[1]: (WRITES, LATER + timedelta(days=900))}
+    current, stale = leg("disk0", aged(newer, hives=ahead), changed=NOON), leg("disk1", aged(volume, hives=ahead), OLD)
+    assert settled(mirror(current, stale)).legs["ldm.Volume1"].leg == "disk0"
+
+
 def test_equal_generations_with_filesystems_of_different_age(volume: bytes, newer: bytes) -> None:
     assert is_undecided(settled(mirror(leg("disk0", newer), leg("disk1", volume))),
                         "the metadata calls disk0 and disk1 equal, but the filesystem on disk0 is newer")
@@ -251,7 +258,7 @@ def test_a_single_leg_that_its_own_metadata_speaks_against(volume: bytes) -> Non
 
 def test_a_third_leg_that_was_not_given_is_said(volume: bytes, newer: bytes) -> None:
     finding = only(settled(mirror(leg("disk0", newer), leg("disk1", volume, OLD), missing=("slot 2",))))
-    assert finding.severity is Severity.WARNING and "not given: slot 2" in finding.why
+    assert finding.severity is Severity.WARNING and "a further copy is missing: slot 2" in finding.why
 
 
 # -- the user's word

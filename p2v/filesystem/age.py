@@ -85,9 +85,9 @@ class Age:
     unknown: tuple[str, ...] = ()
 
     @property
-    def newest(self) -> datetime | None:
-        """The newest time of a known zone."""
-        return max((m.time for m in (*self.hives, *self.moments) if m.time and not m.local), default=None)
+    def known(self) -> tuple[Moment, ...]:
+        """All that has a time of a known zone."""
+        return tuple(moment for moment in (*self.hives, *self.moments) if moment.time and not moment.local)
 
     @property
     def words(self) -> str:
