@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PATH = click.Path(readable=False)  # p2v's own answer to what cannot be read says more than click's
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE_WITH_LOSSES = 20  # finished, but ranges of a source were unreadable
+BROKEN_PIPE = 141  # as if SIGPIPE had ended it, which Python ignores
 EVERY = 0.5  # seconds between two lines of progress for other programs
 
 
@@ -38,6 +39,10 @@ def reported(command: Command) -> Command:
         debug, as_json = words.pop("debug"), words["as_json"]
         try:
             command(**words)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has gone: nothing is wrong, and nobody is left to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE)
         except (KeyboardInterrupt, Cancelled) as error:
             _fail(error if isinstance(error, Cancelled) else Cancelled(
                 "stopped", why="you asked for it; sources are untouched, and nothing half-done bears an image's name",
@@ -137,6 +142,11 @@ class Bar:
                 return
             self._bar = _new_bar(stage, total)
         if self._bar is not None:
+            counts = getattr(done, "counts", {})  # of model.Done, while a disk is copied
+            said = ((counts.get("free", 0), "skipped"), (counts.get("zero", 0) + counts.get("found_zero", 0), "zero"),
+                    (counts.get("bad", 0), "bad"))
+            self._bar.set_postfix_str(", ".join(f"{size >> 20 or size}{'M' if size >> 20 else ''} {word}"
+                                                for size, word in said if size), refresh=False)
             self._bar.update(done - self._bar.n)
 
     def _line(self, stage: str, done: int, total: int) -> None:
@@ -144,7 +154,8 @@ class Bar:
         now = time.monotonic()
         if stage != self._stage or done == total or now - self._told >= EVERY:
             self._stage, self._told = stage, now
-            print(json.dumps({"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+            line = {"stage": stage, "done": int(done), "total": total, **getattr(done, "counts", {})}
+            print(json.dumps(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the bar of the current stage."""
@@ -270,7 +281,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, type=click.Path(allow_dash=True),
-              help="The image; a folder for several disks; - for a pipe (raw); null to measure the source.")
+              help="The image; a folder for several disks; a device (--force); - for a pipe; null to measure.")
 @click.option("--format", metavar="NAME", help="Format of the image (else by its name, else raw).")
 @click.option("--source-format", metavar="NAME", help="Format of the sources (else by name).")
 @click.option("--all", "everything", is_flag=True, help="Copy what a filesystem calls free, too.")
@@ -281,13 +292,15 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 @click.option("--retries", default=0, type=click.IntRange(0), help="Tries more for each unreadable sector.")
 @click.option("--rate", type=Amount(), default=None, help="Read no more than so many bytes a second (20M).")
 @click.option("--run", "run_folder", type=PATH, help="Where to keep progress (else OUTPUT.p2v).")
+@click.option("--allow-outside", "outside", is_flag=True, help="Sources may name files outside their own folder.")
 @common
 @reported
 def image(sources: tuple[str, ...], output: str, as_json: bool, everything: bool, retries: int, rate: int | None,
           **words: Any) -> None:
     """Copy SOURCES into images as they are: nothing is edited, free space is left out.
 
-    A disk with bad places is rescued as GNU ddrescue does it; the map is kept beside the image.
+    A disk with bad places is rescued as GNU ddrescue does it; the map is kept beside the image. --resume goes on
+    with what was cut short, and with --retries tries the bad places of a finished rescue again.
     """
     import p2v
 

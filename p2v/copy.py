@@ -17,7 +17,7 @@ from p2v.checkpoint import Checkpoint, Keeper
 from p2v.digests import ALGORITHM, Digests, digest_of
 from p2v.errors import Cancelled, LayoutError, MismatchError, P2VError, ReadError, Unsupported, Where
 from p2v.extents import Merger, append, check, overlap, union
-from p2v.model import Cancel, Extent, ImageWriter, Kind, Progress, Range, Source, no_progress
+from p2v.model import Cancel, Done, Extent, ImageWriter, Kind, Progress, Range, Source, no_progress
 from p2v.ring import CHUNK, Item, Result, Stopped, after, in_order, in_steps, items
 from p2v.scan import Scan, live
 
@@ -126,7 +126,7 @@ def run_copy(
     No thread is left when it returns or raises.
     """
     check(extents, source.size)
-    job = _Copy(source, writer, keeper, resume, careful, known)
+    job = _Copy(source, writer, keeper, resume, careful, known, extents)
     try:
         _pass(source.size, extents, job, "copy", progress, cancel)
     except (Cancelled, KeyboardInterrupt, ReadError):
@@ -219,8 +219,9 @@ class _Copy:
 
     def __init__(
         self, source: Source, writer: ImageWriter, keeper: Keeper | None, resume: Checkpoint | None, careful: bool,
-        known: Digests | None,
+        known: Digests | None, extents: Sequence[Extent],
     ) -> None:
+        self._tally = Tally(extents)
         self._source, self._writer, self._keeper = source, writer, keeper
         self._careful, self._is_careful, self._known = Careful(source), careful, known
         self._begun = time.monotonic() - (resume.seconds if resume else 0)
@@ -275,6 +276,10 @@ class _Copy:
         self._keeper.keep(checkpoint, self._digests.not_zero(chunks.start, len(chunks)), self.done)
         self._kept = self.done
 
+    def told(self) -> int:
+        """What has become of the bytes so far."""
+        return self._tally.told(self.done, self._found_zero, sum(part.length for part in self._bad))
+
     def report(self, extents: Sequence[Extent]) -> CopyReport:
         """When all is copied."""
         return report_of(self._checkpoint("", b""), extents)
@@ -282,6 +287,27 @@ class _Copy:
     def _checkpoint(self, tie: str, state: bytes) -> Checkpoint:
         return Checkpoint(tie, self.done, state, self._found_zero, tuple(self._bad),
                           time.monotonic() - self._begun, self._digests)
+
+
+class Tally:
+    """Counts for whoever watches: what was planned up to a place, and what came of it."""
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        self._left = iter(extents)
+        self._sums = dict.fromkeys(Kind, 0)
+        self._now = next(self._left, None)
+
+    def told(self, done: int, found_zero: int, lost: int, left: int = 0) -> Done:
+        """done: bytes of the disk, never fewer than the last time. left: of them, not read yet."""
+        while self._now is not None and self._now.end <= done:
+            self._sums[self._now.kind] += self._now.length
+            self._now = next(self._left, None)
+        sums = dict(self._sums)
+        if self._now is not None:
+            sums[self._now.kind] += max(0, done - self._now.offset)
+        copied = max(0, sums[Kind.DATA] - found_zero - lost - left)
+        return Done(done - left, dict(zip(COUNTED, (copied, found_zero, sums[Kind.ZERO], sums[Kind.FREE],
+                                                    sums[Kind.BAD] + lost), strict=True)))
 
 
 class _Check:
@@ -306,6 +332,10 @@ class _Check:
             return not any(live(buffer))
         return True
 
+    def told(self) -> int:
+        """How much is checked."""
+        return self.done
+
     def hand_on(self, item: Item, result: bool) -> None:
         if not result:
             append(self.wrong, Range(item.offset, item.length))
@@ -322,6 +352,7 @@ class _Job(Protocol[Result]):
 
     def read(self, item: Item, buffer: memoryview, stopped: Stopped, /) -> Result: ...
     def hand_on(self, item: Item, result: Result) -> None: ...
+    def told(self) -> int: ...
 
 
 def _pass(
@@ -335,7 +366,7 @@ def _pass(
     """One pass over a source, with progress and cancellation."""
 
     def tick() -> None:
-        progress(stage, job.done, size)
+        progress(stage, job.told(), size)
         if cancel is not None and cancel.is_set() and job.done < size:
             raise Cancelled(f"the {stage} was stopped at {job.done} of {size} bytes",
                             why="you asked for it", next="start the same command again")

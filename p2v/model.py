@@ -29,6 +29,21 @@ Cancel: TypeAlias = threading.Event
 """Set it, and the run stops at the next safe point with Cancelled."""
 
 
+class Done(int):
+    """The amount that progress() is told while a disk is copied: an int that knows what became of the bytes.
+
+    counts: bytes by what became of them so far: copied, found_zero, zero, free (skipped), bad.
+    """
+
+    counts: Mapping[str, int]
+
+    def __new__(cls, amount: int, counts: Mapping[str, int]) -> Done:
+        """amount: as it is without counts."""
+        self = super().__new__(cls, amount)
+        self.counts = counts
+        return self
+
+
 def no_progress(stage: str, done: int, total: int) -> None:
     """The progress callback of a caller that does not want any."""
 

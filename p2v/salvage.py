@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from p2v.checkpoint import Checkpoint, Keeper
-from p2v.copy import CopyReport, hand_over, report_of
+from p2v.copy import CopyReport, Tally, hand_over, report_of
 from p2v.errors import Cancelled, P2VError, ReadError, WriteError
 from p2v.extents import append
 from p2v.mapfile import Mapfile, Status, from_text
@@ -50,6 +50,7 @@ class Salvage:
         self._new: set[int] = set()  # chunks with a digest that no checkpoint has
         self._domain = [Range(max(e.offset, begun.at), e.end - max(e.offset, begun.at))
                         for e in extents if e.kind is Kind.DATA and e.end > begun.at]
+        self._tally = Tally(extents)
         self._ends = [span.end for span in self._domain]
         self._chart = from_text(begun.map, source.size) if begun.map else self._first_map()
         self._spool = _Spool(spool, source.size, keep=bool(begun.map))
@@ -188,7 +189,9 @@ class Salvage:
         now = time.monotonic()
         if now - self._told >= TELL:
             self._told = now
-            self._progress(self._rescue.stage, self._source.size - self._rescue.left(), self._source.size)
+            lost, left = self._rescue.lost() + sum(part.length for part in self._begun.bad), self._rescue.left()
+            told = self._tally.told(self._source.size, self._found_zero, lost, left)
+            self._progress(self._rescue.stage, told, self._source.size)
             if self._cancel is not None and self._cancel.is_set():
                 raise Cancelled("the rescue was stopped", why="you asked for it; its map is kept",
                                 next="start the same command again with --resume")

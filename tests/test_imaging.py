@@ -16,8 +16,9 @@ import pytest
 
 import p2v
 from p2v import imaging, losses, planning, record
+from p2v.copy import COUNTED
 from p2v.diskcopy import Options
-from p2v.errors import DriftError, LayoutError, MismatchError, PlanError, ReadError, Unsupported
+from p2v.errors import DriftError, LayoutError, MismatchError, PlanError, ReadError, Unsupported, WriteError
 from p2v.formats import FORMATS
 from p2v.mapfile import Status, from_text
 from p2v.model import Kind, Range
@@ -496,13 +497,40 @@ def test_the_command(disk, tmp_path):
     done = run(disk, "-o", tmp_path / "out.qcow2", "--json")
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    assert lines[0] == {"stage": "copy disk0", "done": 0, "total": disk.stat().st_size}
-    assert lines[-1]["done"] == lines[-1]["total"]
+    nothing = dict.fromkeys(COUNTED, 0)
+    assert lines[0] == {"stage": "copy disk0", "done": 0, "total": disk.stat().st_size, **nothing}
+    assert lines[-1]["done"] == lines[-1]["total"] == sum(lines[-1][name] for name in COUNTED)
+    assert {name: lines[-1][name] for name in COUNTED} == json.loads(done.stdout)["disks"]["disk0"]["counts"]
     assert json.loads(done.stdout)["disks"]["disk0"]["size"] == disk.stat().st_size
     assert run(disk, "-o", tmp_path / "out.qcow2").returncode == PlanError.exit_code
     piped = run(disk, "-o", "-", "--rate", "1G")
     assert piped.stdout == disk.read_bytes() and b"copied" in piped.stderr
     assert run(disk, "-o", "null", "--rate", "slow").returncode == 2
+
+
+def test_a_reader_that_has_gone_is_no_bug(disk, tmp_path):
+    """p2v … | head: it ends like other programs."""
+    for words in ((disk, "-o", "null", "--json"), (disk, "-o", "null"), (disk, "-o", "-")):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, "-m", "p2v.cli", "image", *map(str, words)], stdout=writer,
+                              stderr=subprocess.PIPE)
+        os.close(writer)
+        assert b"did not foresee" not in done.stderr and b"Traceback" not in done.stderr
+        assert done.returncode == (WriteError.exit_code if words[-1] == "-" else 141), done.stderr
+
+
+def test_progress_says_what_is_skipped_zero_and_bad(ntfs, tmp_path, monkeypatch):
+    path, places = ntfs
+    bad = [Range(places["two.bin"] + 8192, 1024)]
+    opens(monkeypatch, Poor(path.read_bytes(), bad))
+    told = []
+    result = p2v.image(["poor"], tmp_path / "out.raw",
+                       progress=lambda stage, done, total: told.append((stage, getattr(done, "counts", None))))
+    seen = [counts for _, counts in told if counts]
+    assert seen and all(sum(counts.values()) <= path.stat().st_size for counts in seen)
+    assert max(counts["free"] for counts in seen) == result.reports["disk0"].counts["free"]
+    assert any(stage.startswith("disk0 rescue") and counts for stage, counts in told)
 
 
 def test_ctrl_c_says_how_to_go_on(disk, tmp_path):
