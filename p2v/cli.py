@@ -107,6 +107,12 @@ def _legs(_context: Any, _option: Any, given: tuple[str, ...]) -> dict[str, str]
     return chosen
 
 
+def outsiders(command: Command) -> Command:
+    """--allow-outside, on every command that opens images."""
+    return click.option("--allow-outside", "outside", is_flag=True,
+                        help="Images may name files (backing files, extents) outside their own folder.")(command)
+
+
 def legged(command: Command) -> Command:
     """--leg, on every command that reads mirrors."""
     return click.option("--leg", "legs", multiple=True, metavar="[MIRROR=]DISK", callback=_legs,
@@ -187,6 +193,7 @@ def main() -> None:
 @click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …).")
 @legged
+@outsiders
 @common
 @reported
 def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool, **words: Any) -> None:
@@ -208,6 +215,7 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool, **
 @click.option("--svg", type=PATH, metavar="FILE", help="Draw how the VM's disks are put together into FILE.")
 @collapsed
 @planned
+@outsiders
 @common
 @reported
 def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_json: bool, **words: Any) -> None:
@@ -235,11 +243,17 @@ def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_j
 @click.option("--format", metavar="NAME", help="Format of the images (else the target's best for the guest).")
 @click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Replace what the output folder holds.")
+@click.option("--single-leg", "single", is_flag=True, help="Of a mirror, read the chosen leg alone.")
+@click.option("--trust-equal", is_flag=True, help="A mirror's legs are equal: read both at once, each a part.")
+@click.option("--rescue-from-stale", "from_stale", is_flag=True,
+              help="Fill what the chosen leg cannot give even from a leg that holds older data.")
 @collapsed
 @planned
+@outsiders
 @common
 @reported
-def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bool, **words: Any) -> None:
+def convert(disks: tuple[str, ...], output: str | None, force: bool, single: bool, trust_equal: bool,
+            from_stale: bool, as_json: bool, **words: Any) -> None:
     """Convert DISKS into OUTPUT, or go on with the run in the folder DISKS that `p2v plan` has made."""
     import p2v
     from p2v.folder import load_plan
@@ -254,7 +268,8 @@ def convert(disks: tuple[str, ...], output: str | None, force: bool, as_json: bo
             print(p2v.render(made), "\n")
     bar = Bar(as_json)
     try:
-        result = p2v.convert(made, progress=bar, force=force)
+        legs = p2v.LegOptions(single, trust_equal, from_stale)
+        result = p2v.convert(made, progress=bar, force=force, legs=legs)
     finally:
         bar.close()
     _tell(result, "converted", as_json)
@@ -292,7 +307,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 @click.option("--retries", default=0, type=click.IntRange(0), help="Tries more for each unreadable sector.")
 @click.option("--rate", type=Amount(), default=None, help="Read no more than so many bytes a second (20M).")
 @click.option("--run", "run_folder", type=PATH, help="Where to keep progress (else OUTPUT.p2v).")
-@click.option("--allow-outside", "outside", is_flag=True, help="Sources may name files outside their own folder.")
+@outsiders
 @common
 @reported
 def image(sources: tuple[str, ...], output: str, as_json: bool, everything: bool, retries: int, rate: int | None,

@@ -36,13 +36,14 @@ class Inspection:
 
 
 def inspect(
-    paths: Sequence[str | Path], *, format: str | None = None, legs: Mapping[str, str] | None = None
+    paths: Sequence[str | Path], *, format: str | None = None, legs: Mapping[str, str] | None = None,
+    outside: bool = False,
 ) -> Inspection:
     """What is on these disks. An unknown guest, or a mirror whose leg cannot be chosen, is a finding.
 
-    legs: see planning.plan. Raises ReadError, LayoutError, PlanError for what was named wrongly.
+    legs, outside: see planning.plan. Raises ReadError, LayoutError, PlanError for what was named wrongly.
     """
-    with opened(paths, format) as given:
+    with opened(paths, format, outside) as given:
         layout = find_volumes(given)
         if not holds_sets(layout):
             disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}

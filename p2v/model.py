@@ -871,6 +871,7 @@ class Plan:
     sources: the disks handed in, where images are put together from them (mirrors, volumes over several
     disks); empty where each image is one disk. legs: of each mirror, the id of the source whose leg was chosen.
     in_step: the legs were compared and are equal: what one cannot read comes from another.
+    outside: the disks may name files outside their own folders.
     """
 
     target: str
@@ -886,4 +887,5 @@ class Plan:
     sources: tuple[SourceDisk, ...] = ()
     legs: Mapping[str, str] = field(default_factory=dict)
     in_step: bool = False
+    outside: bool = False
     format_version: int = 1

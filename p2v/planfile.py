@@ -60,8 +60,8 @@ def contents(plan: Plan) -> Iterator[Content]:
 def to_json(plan: Plan) -> Json:
     """A document for json.dumps."""
     document: Json = {"format_version": plan.format_version}
-    for name in ("target", "output", "drivers", "copy_all", "sources", "legs", "in_step", "disks", "volumes", "facts",
-                 "machine", "findings"):
+    for name in ("target", "output", "drivers", "copy_all", "sources", "legs", "in_step", "outside", "disks", "volumes",
+                 "facts", "machine", "findings"):
         document[name] = plain(getattr(plan, name))
     document["changes"] = [change_to_json(change) for change in plan.changes]
     return document
@@ -100,6 +100,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             sources=tuple(_source(source) for source in document.get("sources", ())),
             legs={str(name): str(disk) for name, disk in document.get("legs", {}).items()},
             in_step=bool(document.get("in_step")),
+            outside=bool(document.get("outside")),
             format_version=document["format_version"],
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

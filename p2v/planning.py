@@ -148,7 +148,9 @@ def _refuse_twice(paths: Sequence[str | Path]) -> None:
 
 
 @contextlib.contextmanager
-def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[dict[str, Source]]:
+def opened(
+    paths: Sequence[str | Path], format: str | None = None, outside: bool = False
+) -> Iterator[dict[str, Source]]:
     """The sources in the order given, as disk0, disk1 …; closed at the end."""
     if not paths:
         raise PlanError("no disk was named", why="there is nothing to read",
@@ -157,7 +159,7 @@ def opened(paths: Sequence[str | Path], format: str | None = None) -> Iterator[d
         disks: dict[str, Source] = {}
         _refuse_twice(paths)
         for path in paths:
-            source = Watched(open_source(path, format))
+            source = Watched(open_source(path, format, outside=outside))
             stack.callback(source.close)
             disks[f"disk{len(disks)}"] = source
         yield disks
@@ -236,6 +238,7 @@ def plan(
     copy_all: bool = False,
     legs: Mapping[str, str] | None = None,
     layout: str = "collapse",
+    outside: bool = False,
     progress: Progress = no_progress,
     holding: bool = False,
 ) -> Plan:
@@ -246,7 +249,7 @@ def plan(
 
     target: a name of target.TARGETS. output: the folder to come. drivers: folders with driver files that
     the guest lacks. copy_all: free space and page files, too. format: of the images; the target's best by default.
-    source_format: see open_source. legs: of mirrors, the disk to take: by the mirror's name, its drive letter,
+    source_format, outside: see open_source. legs: of mirrors, the disk to take: by the mirror's name, its drive letter,
     or "" for all → a path or id of a disk. layout: "collapse" makes plain disks of mirrors and sets; "keep"
     takes each disk as it is. holding: the caller has locked the output's run already.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
@@ -264,7 +267,7 @@ def plan(
         if not Path(folder).is_dir():
             raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
     with contextlib.ExitStack() as stack:
-        given = stack.enter_context(opened(paths, source_format))
+        given = stack.enter_context(opened(paths, source_format, outside))
         arranged = arrange(given, legs, layout)
         if arranged.has_sets and arranged.built is None:
             raise Unsupported("a server on mirrors or dynamic disks cannot be converted with its disks as they are",
@@ -294,6 +297,7 @@ def plan(
             copy_all=copy_all,
             sources=source_disks(given, source_format) if arranged.built else (),
             legs=arranged.built.legs if arranged.built else {},
+            outside=outside,
         )
 
 

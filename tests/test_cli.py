@@ -137,3 +137,21 @@ def test_answers_of_several_lines_stay_below_their_label(tmp_path: Path) -> None
     from p2v.errors import GuestError
 
     assert str(GuestError("what", "x", "one\ntwo", "next")).split("\n")[2:4] == ["  why:   one", "         two"]
+
+
+def test_files_outside_an_images_folder_are_read_only_when_allowed(tmp_path, needs):
+    needs("qemu-img")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "vm").mkdir()
+    base, image = tmp_path / "elsewhere" / "base.raw", tmp_path / "vm" / "disk.qcow2"
+    base.write_bytes(bytes(1 << 20))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", image], check=True)
+    for words in (["inspect", str(image)], ["image", str(image), "-o", "null"]):
+        refused = CliRunner().invoke(main, words)
+        assert refused.exit_code == 12 and "outside its folder" in refused.stderr
+        assert CliRunner().invoke(main, [*words, "--allow-outside"]).exit_code == 0
+    for command in ("plan", "convert"):
+        words = [command, str(image), "-o", str(tmp_path / "out")]
+        assert "outside its folder" in CliRunner().invoke(main, words).stderr
+        allowed = CliRunner().invoke(main, [*words, "--allow-outside"]).stderr
+        assert allowed and "outside its folder" not in allowed, "it is read, and holds no Windows"
