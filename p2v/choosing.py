@@ -196,14 +196,14 @@ def _said(mirrors: Sequence[Mirror], mirror: Mirror, opinion: _Opinion,
 
 def _decided(mirrors: Sequence[Mirror], mirror: Mirror, opinion: _Opinion, leg: Leg) -> tuple[str, Severity, str]:
     others = [other.disk for other in mirror.legs if other is not leg]
-    older = ", ".join(disk for disk in others if disk not in opinion.alike)
+    behind = [f"{disk}'s is not" for disk in others if disk not in opinion.alike]
     severity = Severity.WARNING if mirror.missing else Severity.INFO
     if not opinion.alike:
         other = next(other for other in mirror.legs if other is not leg)
-        return (f"this mirror is read from {leg.disk}, whose copy is the current one; {older} is older", severity,
+        return (f"this mirror is read from {leg.disk}, whose copy is the current one; {', '.join(behind)}", severity,
                 f"nothing; to read the other one all the same: {_option(mirrors, mirror, other)}")
-    return (f"this mirror is read from {leg.disk}; {', '.join(opinion.alike)} looks just the same"
-            + (f", {older} is older" if older else ""), severity,
+    rest = ", ".join([f"{', '.join(opinion.alike)} looks just the same", *behind])
+    return (f"this mirror is read from {leg.disk}, whose copy is a current one; {rest}", severity,
             "nothing; p2v inspect --compare tells whether they are equal")
 
 

@@ -21,6 +21,7 @@ from p2v.volume import mbr
 WHOLE_DISKS = frozenset({"md", "imsm", "ddf"})  # managers whose mirrors can hold a partition table
 MOST_PARTITIONS = 16  # looked into
 MOST_NAMED = 3  # files in one reason
+SPEAKS = {"metadata": "the metadata speaks for {}", "filesystem": "the filesystem on {} is newer"}
 SLACK = timedelta(minutes=1)  # between a metadata's clock and a filesystem's, on one machine
 
 
@@ -88,7 +89,7 @@ def weigh(first: History, second: History) -> Verdict:
 
 def _metadata(first: Leg, second: Leg) -> Iterator[Clue]:
     if first.generation and second.generation:
-        yield Clue("generation", *(("it",) if a > b else () for a, b in (
+        yield Clue("higher generation", *(("it",) if a > b else () for a, b in (
             (first.generation, second.generation), (second.generation, first.generation))))
     fails = [(f"it calls {b.disk} failed",) if b.disk in a.fails else () for a, b in ((first, second), (second, first))]
     if any(fails):
@@ -140,8 +141,8 @@ def _contradiction(told: Judgement, seen: Judgement, metadata: Sequence[Clue],
         yield f"split brain: {a} and {b} each hold something newer than the other, so both were written on their own"
     if told in ordered and seen in ordered and told is not seen:
         newer, older = names if told is Judgement.FIRST else (b, a)
-        yield (f"split brain: by its metadata {newer} is the newer copy, but the filesystem on {older} was written "
-               f"later, so {older} lived on alone")
+        yield (f"split brain: the metadata speaks for {newer}, but the filesystem on {older} was written later, so "
+               f"{older} lived on alone")
     if told is Judgement.SAME and seen in ordered:
         yield (f"the metadata calls {a} and {b} equal, but the filesystem on "
                f"{a if seen is Judgement.FIRST else b} is newer")
@@ -167,8 +168,8 @@ def _reasons(witness: str, clues: Sequence[Clue], names: tuple[str, str]) -> Ite
                            strict=True):
         kinds = [_named(kind, what) for kind, what in ahead if what]
         if kinds:
-            yield f"by its {witness} {disk} is newer: {'; '.join(kinds)}"
-    same = [clue.kind for clue in clues if not clue.first and not clue.second]
+            yield f"{SPEAKS[witness].format(disk)}: {'; '.join(kinds)}"
+    same = [clue.kind.removeprefix("higher ") for clue in clues if not clue.first and not clue.second]
     if same:
         yield f"the same in the {witness} of {names[0]} and {names[1]}: {', '.join(dict.fromkeys(same))}"
     if not clues:

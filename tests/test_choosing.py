@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import md
 from fixtures.disks import Entry, make_disk
 from p2v.choosing import Settled, settle
 from p2v.errors import Finding, PlanError, Severity
 from p2v.model import Geometry, Leg, Member, Mirror, Origin, Partition, Range, Source, Volume, read
+from p2v.source.device import open_disk
 from p2v.testing import FaultySource, MemorySource
-from p2v.volume import Layout
+from p2v.volume import Layout, find_volumes
 from tests.filesystem.made_age import CONFIG, FILES, HIVES, LSN, NOON, WRITES, aged, ntfs, wiped
 
 START = 63 * 512
@@ -85,10 +87,10 @@ def test_the_leg_that_is_newest_by_everything_is_read(volume: bytes, newer: byte
     assert read(found.source, 0, found.source.size) == newer
     finding = only(result)
     assert finding.severity is Severity.INFO
-    assert "disk1, whose copy is the current one; disk0 is older" in finding.what
+    assert "disk1, whose copy is the current one; disk0's is not" in finding.what
     for word in ("disk0: committed 7.3", "disk1: committed 9.1", f"{LSN:#x}", f"{LSN + 4096:#x}", "write 4711",
-                 "write 4801", "by its metadata disk1 is newer: generation",
-                 "by its filesystem disk1 is newer: log sequence number; number of writes to the registry"):
+                 "write 4801", "the metadata speaks for disk1: higher generation",
+                 "the filesystem on disk1 is newer: log sequence number; number of writes to the registry"):
         assert word in finding.why, finding.why
     assert finding.next == "nothing; to read the other one all the same: --leg disk0"
     assert str(finding.where).startswith("disk1, bytes 0x7e00 to ") and "disk0, bytes 0x7e00" in str(finding.where)
@@ -148,7 +150,7 @@ def test_each_volume_is_chosen_on_its_own(volume: bytes, newer: bytes) -> None:
 def test_three_legs(volume: bytes, newer: bytes) -> None:
     result = settled(mirror(leg("disk0", volume, OLD), leg("disk1", newer), leg("disk2", newer)))
     assert result.legs["ldm.Volume1"].leg == "disk1"
-    assert "read from disk1; disk2 looks just the same, disk0 is older" in only(result).what
+    assert "disk1, whose copy is a current one; disk2 looks just the same, disk0's is not" in only(result).what
 
 
 def test_a_longer_partition_is_cut_to_the_volume(volume: bytes) -> None:
@@ -168,8 +170,8 @@ def test_single_names_the_chosen_leg_alone(volume: bytes, newer: bytes) -> None:
 
 def test_an_older_generation_with_a_newer_filesystem_lived_on_alone(volume: bytes, newer: bytes) -> None:
     result = settled(mirror(leg("disk0", newer, OLD), leg("disk1", volume)))
-    assert is_undecided(result, "split brain", "disk0 lived on alone", "by its metadata disk1 is newer",
-                        "by its filesystem disk0 is newer")
+    assert is_undecided(result, "split brain", "disk0 lived on alone", "the metadata speaks for disk1",
+                        "the filesystem on disk0 is newer: log")
 
 
 def test_legs_that_fail_each_other_are_a_split_brain(volume: bytes, newer: bytes) -> None:
@@ -327,7 +329,7 @@ def test_the_partitions_of_mirrored_disks_are_looked_into(
     result = settled(mirror(*legs, name=f"{manager}.0", manager=manager))
     assert result.legs[f"{manager}.0"].leg == "disk1"
     assert "p1: NTFS, last change seen: 2009-05-11" in only(result).why
-    assert "by its filesystem disk1 is newer: log sequence number" in only(result).why
+    assert "the filesystem on disk1 is newer: log sequence number" in only(result).why
     assert is_undecided(settled(mirror(leg("disk0", legs[1].source, OLD), leg("disk1", legs[0].source),
                                        name=f"{manager}.0", manager=manager)), "split brain")
 
@@ -351,3 +353,23 @@ def test_what_is_no_mirror_stays_as_it_is(volume: bytes) -> None:
     layout = Layout((plain,), (part,), (Finding("a note"),))
     result = settle(layout)
     assert (result.layout, result.legs, result.findings) == (layout, {}, ())
+
+
+# -- with a real reader
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_mirrors_of_linux_md(tmp_path: Path, whole: bool) -> None:
+    """By the reader, over disks as mdadm would write them."""
+    content = md.make_content(tmp_path, whole=whole)
+    chosen = {}
+    for case in md.CASES:
+        paths = md.build_mirror(tmp_path, content, "1.2", case)
+        disks = {f"disk{n}": open_disk(str(path)) for n, path in enumerate(paths)}
+        result = settle(find_volumes(disks))
+        chosen[case] = [(decision.leg, decision.by) for decision in result.legs.values()]
+        if case != "split":
+            (volume,) = result.layout.volumes
+            assert read(volume.source, 0, content.size) == content.now.read_bytes()
+    assert chosen == {"split": [], "missing": [("disk0", "only one")]} | {
+        case: [("disk0", "evidence")] for case in md.CASES if case not in ("split", "missing")}
