@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from p2v.imaging import image
     from p2v.inspecting import Inspection, inspect
     from p2v.model import Plan, Source
+    from p2v.pairing import LegOptions
     from p2v.planning import open_source as open
     from p2v.planning import plan
     from p2v.rendering import render_plan as render
@@ -53,6 +54,7 @@ _HOMES = {
     "p2v.imaging": ("image",),
     "p2v.model": ("Plan", "Source"),
     "p2v.inspecting": ("Inspection", "inspect"),
+    "p2v.pairing": ("LegOptions",),
     "p2v.planning": ("plan",),
 }
 _RENAMED = {"ImageOptions": ("p2v.diskcopy", "Options"), "open": ("p2v.planning", "open_source"),
@@ -60,9 +62,9 @@ _RENAMED = {"ImageOptions": ("p2v.diskcopy", "Options"), "open": ("p2v.planning"
 _HOME = {name: (home, name) for home, names in _HOMES.items() for name in names} | _RENAMED
 
 __all__ = [
-    "Cancelled", "DriftError", "Finding", "GuestError", "ImageOptions", "Inspection", "LayoutError", "MismatchError",
-    "MissingTool", "P2VError", "Plan", "PlanError", "ReadError", "Result", "Severity", "Source",
-    "Unsupported", "Where", "WriteError", "adapt", "convert", "image", "inspect", "load_plan", "open", "plan",
+    "Cancelled", "DriftError", "Finding", "GuestError", "ImageOptions", "Inspection", "LayoutError",
+    "LegOptions", "MismatchError", "MissingTool", "P2VError", "Plan", "PlanError", "ReadError", "Result",
+    "Severity", "Source", "Unsupported", "Where", "WriteError", "adapt", "convert", "image", "inspect", "load_plan", "open", "plan",
     "render", "undo", "verify",
 ]
 

@@ -47,11 +47,12 @@ class Arranged:
 
 
 def arrange(
-    given: Mapping[str, Source], legs: Mapping[str, str] | None = None, layout: str = COLLAPSE, *, in_step: bool = False
+    given: Mapping[str, Source], legs: Mapping[str, str] | None = None, layout: str = COLLAPSE, *,
+    in_step: bool = False, shared: bool = False,
 ) -> Arranged:
     """The VM's disks, in BIOS order. legs: the user's choices, by mirror, letter, or "" for all.
 
-    in_step: the legs were compared and are equal, so that any of them may be read.
+    in_step: the legs were compared and are equal, so that any of them may be read. shared: the user says so.
     Raises PlanError where a leg cannot be chosen; it shows both histories.
     """
     from p2v.planning import in_bios_order
@@ -62,7 +63,7 @@ def arrange(
     if layout == COLLAPSE and holds_sets(found):
         from p2v.collapse import collapse
 
-        built = collapse(given, found, by_id(given, legs or {}), in_step=in_step)
+        built = collapse(given, found, by_id(given, legs or {}), in_step=in_step, shared=shared)
         return Arranged(given, built.sources, built, has_sets=True)
     if legs and not found.mirrors:
         raise PlanError("there is no mirror here to choose a leg of", "--leg", "these disks hold none that p2v knows",
@@ -84,14 +85,14 @@ def by_id(given: Mapping[str, Source], legs: Mapping[str, str]) -> dict[str, str
     return chosen
 
 
-def arranged_again(plan: Plan, given: Mapping[str, Source]) -> Arranged:
+def arranged_again(plan: Plan, given: Mapping[str, Source], *, shared: bool = False) -> Arranged:
     """The disks as the plan has them. Raises DriftError where the same disks do not make the same any more."""
     if not plan.sources:
         return Arranged(given, given)
     for source in plan.sources:
         if source.fingerprint != fingerprint(given[source.id]):
             raise moved(source.path)
-    made = arrange(given, plan.legs, in_step=plan.in_step)
+    made = arrange(given, plan.legs, in_step=plan.in_step, shared=shared)
     theirs = {disk.id: disk.pieces for disk in plan.disks}
     ours = {id: disk.pieces for id, disk in made.built.disks.items()} if made.built else {}
     if theirs != ours:

@@ -25,7 +25,6 @@ from p2v.model import (
     Member,
     Partition,
     Piece,
-    Range,
     Source,
     Volume,
     read,
@@ -47,20 +46,22 @@ LOADER = ("\\ntldr",)
 class PlainDisk:
     """A disk that is put together. base: id of the source that its table comes from, "" for a new one.
 
-    raw: the pieces; source: with the patches over them. twin: the mirrored ranges as another leg has them,
-    zeroes elsewhere; None where no piece has one.
+    raw: the pieces; source: with the patches over them. twin: like raw, the mirrored ranges as another leg has
+    them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot.
     """
 
     base: str
     pieces: tuple[Piece, ...]
     patches: tuple[BytesChange, ...]
+    raw: Source
     source: Source
     twin: Source | None
+    helped: tuple[Mirrored, ...] = ()
 
     @property
-    def mirrored(self) -> list[Range]:
-        """The ranges that another leg has, too."""
-        return [Range(piece.offset, piece.length) for piece in self.pieces if piece.twins]
+    def mirrored(self) -> list[Piece]:
+        """The pieces that another leg has, too, ascending."""
+        return [piece for piece in self.pieces if piece.twins]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,14 @@ class Built:
 
 
 def collapse(
-    disks: Mapping[str, Source], layout: Layout, chosen: Mapping[str, str], *, in_step: bool = False
+    disks: Mapping[str, Source], layout: Layout, chosen: Mapping[str, str], *, in_step: bool = False,
+    shared: bool = False,
 ) -> Built:
     """Plain disks out of these.
 
     disks: by id, in the order given. chosen: the user's legs, see choosing.settle. in_step: the legs were
-    compared and are equal: what the chosen one cannot read comes from another.
+    compared and are equal: what the chosen one cannot read comes from another. shared: by the user's word they
+    are, and all of them are read at once, each a part.
     Raises PlanError where a leg cannot be chosen, with both histories; ReadError.
     """
     settled = settle(layout, chosen)
@@ -97,15 +100,16 @@ def collapse(
             raise PlanError(finding.what, finding.where, finding.why, finding.next)
     legs = {name: decision.leg for name, decision in settled.legs.items()}
     said = tuple(dict.fromkeys((*layout.findings, *settled.findings)))
-    return _Collapse(disks, settled.layout, in_step=in_step).built(legs, said)
+    return _Collapse(disks, settled.layout, in_step=in_step, shared=shared).built(legs, said)
 
 
 class _Collapse:
-    def __init__(self, disks: Mapping[str, Source], layout: Layout, *, in_step: bool) -> None:
+    def __init__(self, disks: Mapping[str, Source], layout: Layout, *, in_step: bool, shared: bool) -> None:
         self.disks = disks
         self.volumes = {volume.name: volume for volume in layout.volumes}
         self.partitions = {id: [p for p in layout.partitions if p.disk == id] for id in disks}
-        self.in_step = in_step
+        self.in_step, self.shared = in_step or shared, shared
+        self._helped: list[Mirrored] = []
         self.metadata = {id: metadata_ranges(source) for id, source in disks.items()}
 
     # -- which volume goes where
@@ -176,7 +180,7 @@ class _Collapse:
 
     def _is_ours(self, partition: Partition) -> bool:
         """Is it an entry of a set or dynamic disk, or one in which a member of a set lies?"""
-        marked = partition.type == DYNAMIC or partition.type & 0x3F in FT_BASES and partition.type & FT_BIT
+        marked = partition.type == DYNAMIC or (partition.type & 0x3F in FT_BASES and partition.type & FT_BIT)
         inside = any(m.disk == partition.disk and partition.offset <= m.offset < partition.offset + partition.length
                      for v in self.volumes.values() if is_dissolved(v) for m in v.members)
         return partition.type not in CONTAINERS and bool(marked or inside)
@@ -279,20 +283,22 @@ class _Collapse:
 
     def _disk(self, base: str, pieces: Sequence[Piece], patches: Sequence[BytesChange], like: Source) -> PlainDisk:
         bytes_over = [(patch.offset, patch.after) for patch in patches]
-        twin = None
+        self._helped = []
+        whole = self._assembled(pieces, like, bytes_over)
+        helped, twin = tuple(self._helped), None
         if any(piece.twins for piece in pieces):
             twin = Assembled([self._part(piece, twin=True) for piece in pieces], f"{like.name} (the other leg)",
                              size=pieces[-1].end, sector_size=like.sector_size)
-        return PlainDisk(base, tuple(pieces), tuple(patches), self._assembled(pieces, like, bytes_over), twin)
+        return PlainDisk(base, tuple(pieces), tuple(patches), self._assembled(pieces, like), whole, twin, helped)
 
     def _assembled(self, pieces: Sequence[Piece], like: Source, patches: Sequence[tuple[int, bytes]] = ()) -> Assembled:
         return Assembled([self._part(piece) for piece in pieces], like.name, size=pieces[-1].end,
                          sector_size=like.sector_size, patches=patches)
 
     def _part(self, piece: Piece, *, twin: bool = False) -> Part:
-        if not piece.source or (twin and not piece.twins):
+        if not piece.source:
             return Part(piece.offset, piece.length, None, 0)
-        if twin:
+        if twin and piece.twins:
             disk, at = piece.twins[0]
             return Part(piece.offset, piece.length, self.disks[disk], at)
         if piece.source not in self.disks:
@@ -300,7 +306,9 @@ class _Collapse:
         if self.in_step and piece.twins:
             legs = [Window(self.disks[disk], at, piece.length, self.disks[disk].name)
                     for disk, at in ((piece.source, piece.at), *piece.twins)]
-            return Part(piece.offset, piece.length, Mirrored(legs, legs[0].name, size=piece.length, in_step=True), 0)
+            mirrored = Mirrored(legs, legs[0].name, size=piece.length, in_step=True, shared=self.shared)
+            self._helped.append(mirrored)
+            return Part(piece.offset, piece.length, mirrored, 0)
         return Part(piece.offset, piece.length, self.disks[piece.source], piece.at)
 
     # -- what the guest's settings still name

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from p2v import editing, folder, planfile, planning
 from p2v.arranging import Arranged, arranged_again, moved
@@ -33,6 +34,7 @@ from p2v.model import (
     Cancel,
     DiskPlan,
     Extent,
+    ImageWriter,
     Kind,
     Plan,
     Progress,
@@ -41,8 +43,10 @@ from p2v.model import (
     no_progress,
 )
 from p2v.outlets import Nowhere
+from p2v.pairing import Copying, LegOptions, Outcome, copy_both
 from p2v.rundir import RunDir, save_json
 
+Copied: TypeAlias = tuple[CopyReport, ImageWriter | None]
 MARGIN = 64 << 20  # bytes of free space to leave: tables, the overlay, the log
 
 
@@ -64,10 +68,12 @@ def convert(
     progress: Progress = no_progress,
     cancel: Cancel | None = None,
     force: bool = False,
+    legs: LegOptions | None = None,
 ) -> Result:
     """Run a plan: its output folder holds the images, the VM, the plan and the manifest afterwards.
 
-    force: replace what another run left in the output folder.
+    force: replace what another run left in the output folder. legs: what the user says of mirrors' legs; by
+    default the other leg is read along and compared.
     Raises PlanError when the plan has errors or the output is taken, DriftError when a source has moved,
     GuestError when the edits fail, WriteError when the output cannot be written, MismatchError when the
     output is not what was planned, Cancelled. Whatever fails, the sources are untouched and no image is
@@ -79,7 +85,8 @@ def convert(
     if folder.is_done(plan, run) and not force:
         return _result(run, plan, folder.load_reports(run), done_before=True)
     with contextlib.ExitStack() as stack:
-        arranged = stack.enter_context(_sources(plan))
+        legs = legs or LegOptions()
+        arranged = stack.enter_context(_sources(plan, shared=legs.trust_equal))
         seen = check_sources(plan, arranged)
         folder.refuse_own_sources(plan, run)
         preflight(plan, seen, run)
@@ -87,7 +94,8 @@ def convert(
         folder.claim(plan, run, force=force)
         progress = stack.enter_context(run.logged("convert", progress))
         edited = stack.enter_context(_edited(plan, seen, run, progress))
-        reports = _copy_all(plan, seen, edited, run, progress, cancel)
+        outcomes = _copy_all(plan, arranged, seen, edited, run, legs, progress, cancel)
+        reports = {disk: outcome.report for disk, outcome in outcomes.items()}
         try:
             verify_changes(plan, run, progress)
         except BaseException as error:
@@ -96,10 +104,11 @@ def convert(
                 folder.forget_copies(run)
             raise
         folder.define(plan, run)
-        save_json(run.manifest, folder.manifest(plan, reports))
+        save_json(run.manifest, folder.manifest(plan, reports, {id: one.filled for id, one in outcomes.items()}))
         run.save_state(finished=True, undone=None)
         folder.forget_copies(run)
-        return _result(run, plan, reports)
+        said = [finding for outcome in outcomes.values() for finding in outcome.findings]
+        return _result(run, plan, reports, said=said)
 
 
 @contextlib.contextmanager
@@ -119,9 +128,10 @@ def _edited(
         yield disks
 
 
-def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_before: bool = False) -> Result:
+def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_before: bool = False,
+            said: Sequence[Finding] = ()) -> Result:
     return Result(str(run.folder), _files(run, plan), 0 if done_before else len(plan.changes), reports,
-                  (*bad_findings(plan, reports), *appliance_finding(run)), done_before)
+                  (*bad_findings(plan, reports), *said, *appliance_finding(run)), done_before)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -129,14 +139,17 @@ def _result(run: RunDir, plan: Plan, reports: Mapping[str, CopyReport], done_bef
 
 
 @contextlib.contextmanager
-def _sources(plan: Plan) -> Iterator[Arranged]:
-    """The disks of the plan, by its own ids and order, as they are or put together from its sources."""
+def _sources(plan: Plan, *, shared: bool = False) -> Iterator[Arranged]:
+    """The disks of the plan, by its own ids and order, as they are or put together from its sources.
+
+    shared: see arranging.arrange.
+    """
     with contextlib.ExitStack() as stack:
         given = {}
         for disk in plan.sources or plan.disks:
-            given[disk.id] = source = planning.open_source(disk.path, disk.source_format)
+            given[disk.id] = source = planning.open_source(disk.path, disk.source_format, outside=plan.outside)
             stack.callback(source.close)
-        yield arranged_again(plan, given)
+        yield arranged_again(plan, given, shared=shared)
 
 
 def check_sources(plan: Plan, arranged: Arranged) -> planning.View:
@@ -176,36 +189,48 @@ def preflight(plan: Plan, seen: planning.View, run: RunDir) -> None:
 
 def _copy_all(
     plan: Plan,
+    arranged: Arranged,
     seen: planning.View,
     edited: Mapping[str, Source],
     run: RunDir,
+    legs: LegOptions,
     progress: Progress,
     cancel: Cancel | None,
-) -> dict[str, CopyReport]:
-    """Each overlaid source, streamed once. The images get their names when the last one is complete.
+) -> dict[str, Outcome]:
+    """Each overlaid source, streamed once; of mirrors, the other leg is read along.
+
+    The images get their names when the last one is complete.
 
     A copy that was cut short goes on from its last checkpoint, which is tied to the plan, the overlay and the
     extents: of anything else it is worth nothing.
     """
     jobs = {disk.id: _job(disk, plan, seen, edited, run) for disk in plan.disks}
     folder.remove_images(plan, run, [job.path for _, job in jobs.values() if job.log.exists])
-    reports: dict[str, CopyReport] = {}
+    names = {id: Path(source.name).name for id, source in arranged.sources.items()}
+    outcomes: dict[str, Outcome] = {}
     with contextlib.ExitStack() as undo:
         writers = []
         for disk, (extents, job) in jobs.items():
 
-            def told(_stage: str, done: int, total: int, name: str = disk) -> None:
-                progress(f"copy {name}", done, total)
+            def copy(disk: str = disk, extents: list[Extent] = extents, job: Job = job) -> Copied:
+                def told(_stage: str, done: int, total: int) -> None:
+                    progress(f"copy {disk}", done, total)
 
-            reports[disk], writer = copy_image(edited[disk], extents, job, progress=told, cancel=cancel)
-            if writer is not None:
-                undo.callback(job.give_up, writer)
+                copied = copy_image(edited[disk], extents, job, progress=told, cancel=cancel)
+                if copied[1] is not None:
+                    undo.callback(job.give_up, copied[1])
+                return copied
+
+            plain = arranged.built.disks[disk] if arranged.built else None
+            copying = Copying(disk, plain, edited[disk], extents, job.form, names, job.log.clear)
+            outcomes[disk] = copy_both(copying, copy, legs, progress, cancel)
+            if (writer := outcomes[disk].writer) is not None:
                 writers.append(writer)
         undo.callback(folder.unfinish, plan, run)
         for writer in writers:
             writer.finish()
         undo.pop_all()
-    return reports
+    return outcomes
 
 
 def _job(

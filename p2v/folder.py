@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import p2v
 from p2v import planfile, planning
 from p2v.copy import CopyReport
 from p2v.errors import LayoutError, PlanError, Where
+from p2v.filling import Filled
 from p2v.formats import FORMATS
 from p2v.keeping import image_files
 from p2v.model import Plan, Recovery, Source
@@ -163,15 +164,19 @@ def define(plan: Plan, run: RunDir) -> None:
         save_bytes(run.folder / name, text.encode())
 
 
-def manifest(plan: Plan, reports: Mapping[str, CopyReport]) -> dict[str, object]:
-    """What was copied: digests, counts, times."""
+def manifest(
+    plan: Plan, reports: Mapping[str, CopyReport], filled: Mapping[str, Sequence[Filled]]
+) -> dict[str, object]:
+    """What was copied: digests, counts, times. filled: what came from another leg of a mirror, by disk."""
     return {
         "format_version": 1,
         "p2v": p2v.__version__,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "disks": [
             {"id": disk.id, "image": disk.image, "format": disk.format, "size": disk.size,
-             "source": disk.path, "copy": reports[disk.id].to_json()}
+             "source": disk.path, "copy": reports[disk.id].to_json(),
+             **({"from_other_leg": [[one.range.offset, one.range.length, one.leg, one.reason]
+                                    for one in filled[disk.id]]} if filled.get(disk.id) else {})}
             for disk in plan.disks
         ],
     }

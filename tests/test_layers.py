@@ -18,7 +18,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
     ("volume", ("p2v.volume",)),
     ("copy", ("p2v.copy", "p2v.ring", "p2v.careful", "p2v.digests", "p2v.extents", "p2v.mapfile", "p2v.rescue",
               "p2v.checkpoint", "p2v.scan", "p2v.salvage", "p2v.chunks",
-              "p2v.comparing", "p2v.twolegs", "p2v.filling")),
+              "p2v.comparing", "p2v.twolegs", "p2v.filling", "p2v.coarse")),
     ("formats", ("p2v.formats",)),
     ("drivers", ("p2v.drivers",)),
     ("guest", ("p2v.guest",)),
@@ -28,7 +28,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
 )
 SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.folder", "p2v.adaptation",
             "p2v.inplace", "p2v.cli", "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing",
-            "p2v.arranging", "p2v.collapse", "p2v.drawing", "p2v.inspecting", "p2v.newtable",
+            "p2v.arranging", "p2v.collapse", "p2v.drawing", "p2v.inspecting", "p2v.newtable", "p2v.pairing",
             "p2v.keeping", "p2v.imaging", "p2v.diskcopy", "p2v.losses", "p2v.outlets", "p2v.owners",
             "p2v.places", "p2v.record", "p2v.refresh", "p2v.choosing", "p2v.evidence")
 

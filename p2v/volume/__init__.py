@@ -8,7 +8,7 @@ from typing import Protocol
 
 from p2v.errors import Finding
 from p2v.model import Member, Mirror, Partition, Range, Source, Volume
-from p2v.volume import mbr, md
+from p2v.volume import firmware, ftdisk, gpt, ldm, mbr, md
 
 
 class VolumeReader(Protocol):
@@ -23,9 +23,10 @@ class VolumeReader(Protocol):
         """
 
 
-READERS: Sequence[VolumeReader] = (md, mbr)
+READERS: Sequence[VolumeReader] = (md, firmware, mbr, gpt, ldm, ftdisk)
 """Those whose sets can take whole disks come first: what they claim, the others do not see."""
-METADATA: Sequence[Callable[[Source], Iterable[Range]]] = (md.superblocks,)  # each manager's own bytes on a disk
+METADATA: Sequence[Callable[[Source], Iterable[Range]]] = (md.superblocks, firmware.metadata, ldm.private_bytes)
+"""Each finds its manager's own bytes on a disk."""
 DISSOLVED = frozenset({"ldm", "ft", "md", "imsm", "ddf"})  # managers whose sets become plain disks in a VM
 
 

@@ -132,7 +132,7 @@ def test_bad_sectors_under_the_plan_recommend_a_rescue(
 ) -> None:
     honest = planning.open_source
     monkeypatch.setattr(planning, "open_source",
-                        lambda path, format=None: FaultySource(honest(path, format), [Range(0, 512)]))
+                        lambda path, format=None, **words: FaultySource(honest(path, format, **words), [Range(0, 512)]))
     with pytest.raises(ReadError) as error:
         p2v.plan(xp_server.disks, output=out)
     assert "ddrescue" in error.value.next and "p2v adapt" in error.value.next

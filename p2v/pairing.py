@@ -1,0 +1,213 @@
+"""The other legs of mirrors: compared before a plan, or beside the copy; they fill what the chosen leg cannot give.
+
+The image holds the chosen leg alone. Another leg is only ever asked for what the chosen one cannot read, and only
+where a comparison of all else says that the two are in step, or the user has said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from p2v.collapse import PlainDisk
+from p2v.comparing import Comparison, compare, cut, data_of
+from p2v.copy import CopyReport
+from p2v.errors import Finding, ReadError, Severity, Where
+from p2v.extents import intersection, union
+from p2v.filesystem import examine
+from p2v.filling import Filled, Pair, fill
+from p2v.model import (
+    Cancel,
+    Extent,
+    Filesystem,
+    ImageFormat,
+    ImageWriter,
+    Kind,
+    Mirror,
+    Piece,
+    Progress,
+    Range,
+    Source,
+    no_progress,
+)
+from p2v.owners import classify, draw, protected_ranges, told
+from p2v.source.window import Window
+from p2v.twolegs import Beside
+from p2v.volume import find_volumes
+
+
+@dataclass(frozen=True, slots=True)
+class LegOptions:
+    """What the user says of legs.
+
+    single: read the chosen one alone. trust_equal: they are equal; read both at once, without comparing.
+    from_stale: fill holes even from a leg that is not in step.
+    """
+
+    single: bool = False
+    trust_equal: bool = False
+    from_stale: bool = False
+
+
+COMPARED = LegOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The legs of one volume compared. drawing: as text. findings: the verdict, and what is unreadable."""
+
+    volume: str
+    in_step: bool
+    drawing: str
+    findings: tuple[Finding, ...]
+
+
+# ---------------------------------------------------------------------------------------------
+# Before a plan, or for inspect
+
+
+def compare_mirrors(
+    mirrors: Sequence[Mirror], legs: Mapping[str, str], *, progress: Progress = no_progress,
+    cancel: Cancel | None = None,
+) -> list[Compared]:
+    """Each mirror's legs against each other, all of them read at once. legs: the chosen ones, by mirror.
+
+    Raises Cancelled, DeviceGone when a leg goes away.
+    """
+    return [one for mirror in mirrors if len(mirror.legs) > 1
+            for one in _compared(mirror, legs.get(mirror.name, mirror.legs[0].disk), progress, cancel)]
+
+
+def _compared(mirror: Mirror, chosen: str, progress: Progress, cancel: Cancel | None) -> list[Compared]:
+    legs = sorted(mirror.legs, key=lambda leg: leg.disk != chosen)
+    sources = [Window(leg.source, 0, mirror.size, leg.disk) for leg in legs]
+
+    def said(_stage: str, done: int, total: int) -> None:
+        progress(f"compare {mirror.name}", done, total)
+
+    found = compare(sources, size=mirror.size, progress=said, cancel=cancel)
+    return [_judged(cut(found, span), Window(sources[0], span.offset, span.length, name), name, draws=True)
+            for name, span in _volumes(mirror.name, sources[0])]
+
+
+def _volumes(name: str, leg: Source) -> list[tuple[str, Range]]:
+    """What lies on a leg: itself, or where it stands for a whole disk the volumes on that."""
+    inner = [volume for volume in find_volumes({name: leg}).volumes if len(volume.members) == 1]
+    return [(volume.name, Range(volume.members[0].offset, volume.members[0].length)) for volume in inner] \
+        or [(name, Range(0, leg.size))]
+
+
+def _judged(found: Comparison, source: Source, name: str, *, draws: bool) -> Compared:
+    owners = classify(found, source, _examined(source))
+    return Compared(name, owners.in_step, draw(found, owners) if draws else "", tuple(told(found, owners, name)))
+
+
+def _examined(source: Source) -> Filesystem:
+    try:
+        return examine(source)
+    except ReadError:
+        return Filesystem("")
+
+
+# ---------------------------------------------------------------------------------------------
+# Beside a copy
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """One disk's copy as it goes: where its bytes come from, and where they go.
+
+    plain: how the disk is put together, None where it is the server's own. source: edits included. names: of
+    the disks handed in, by id. forget: drops the copy's checkpoints, whose digests a filled image does not have.
+    """
+
+    disk: str
+    plain: PlainDisk | None
+    source: Source
+    extents: Sequence[Extent]
+    form: ImageFormat
+    names: Mapping[str, str]
+    forget: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """report: of the copy, with what was filled. writer: of the image, not finished; None where it was finished."""
+
+    report: CopyReport
+    writer: ImageWriter | None
+    findings: tuple[Finding, ...] = ()
+    filled: tuple[Filled, ...] = ()
+
+
+def copy_both(
+    copying: Copying, copy: Callable[[], tuple[CopyReport, ImageWriter | None]], options: LegOptions,
+    progress: Progress, cancel: Cancel | None,
+) -> Outcome:
+    """Copy the chosen legs, compare the others on the way, and fill what could not be read.
+
+    copy: makes the copy. Raises what copy raises, Cancelled, WriteError. Whatever the other leg does, the copy is
+    the chosen leg's and is finished.
+    """
+    plain = copying.plain
+    if plain is None or plain.twin is None or options.single or plain.helped:
+        report, writer = copy()
+        return Outcome(report, writer, tuple(_helped(plain)) if plain else ())
+    wanted = intersection([Range(e.offset, e.length) for e in copying.extents if e.kind is Kind.DATA],
+                          union(Range(piece.offset, piece.length) for piece in plain.mirrored))
+    with ExitStack() as stack:
+        beside = stack.enter_context(Beside(plain.twin, data_of(wanted, plain.twin.size)))
+        report, writer = copy()
+        if writer is None:  # the image was complete before this run, and was compared then
+            return Outcome(report, writer)
+        findings: list[Finding] = []
+        filled: list[Filled] = []
+        for piece in plain.mirrored:
+            names = (copying.names[piece.source], copying.names[piece.twins[0][0]])
+            found = beside.compare(report, plain.raw, within=Range(piece.offset, piece.length), names=names,
+                                   progress=progress, cancel=cancel)
+            judged = [_judged(cut(found, span), Window(plain.source, piece.offset + span.offset, span.length, name),
+                              name, draws=False) for name, span in _placed(copying.disk, plain.source, piece)]
+            findings += [finding for one in judged for finding in one.findings]
+            pair = Pair(copying.source, plain.twin, names, all(one.in_step for one in judged),
+                        Range(piece.offset, piece.length), stale_too=options.from_stale,
+                        except_in=_protected(plain.source, piece))
+            if report.bad and (pair.in_step or pair.stale_too):
+                copying.forget()
+            filling = fill(report, copying.extents, writer, copying.form, pair, progress=progress, cancel=cancel)
+            report, filled = filling.report, [*filled, *filling.filled]
+            findings += filling.findings
+        return Outcome(report, writer, (*findings, *beside.findings, *_taken(filled)), tuple(filled))
+
+
+def _placed(disk: str, source: Source, piece: Piece) -> list[tuple[str, Range]]:
+    """The volumes of a piece, in bytes from its start; the piece itself where there is none."""
+    found = [(v.name, Range(v.members[0].offset - piece.offset, v.members[0].length))
+             for v in find_volumes({disk: source}).volumes
+             if len(v.members) == 1 and piece.offset <= v.members[0].offset
+             and v.members[0].offset + v.members[0].length <= piece.end]
+    return found or [(disk, Range(0, piece.length))]
+
+
+def _protected(source: Source, piece: Piece) -> tuple[Range, ...]:
+    """What never comes from a stale leg, in bytes of the disk."""
+    volume = Window(source, piece.offset, piece.length, source.name)
+    return tuple(Range(piece.offset + r.offset, r.length) for r in protected_ranges(volume, _examined(volume)))
+
+
+def _helped(plain: PlainDisk) -> list[Finding]:
+    """What came from another leg than the chosen one while legs that were compared before were read."""
+    return _taken([Filled(one.range, f"leg {one.leg + 1} of {mirrored.name}", one.reason)
+                   for mirrored in plain.helped for one in mirrored.taken])
+
+
+def _taken(filled: Sequence[Filled]) -> list[Finding]:
+    if not filled:
+        return []
+    places = [f"{one.range.offset:#x} to {one.range.end:#x} from {one.leg} ({one.reason})" for one in filled[:8]]
+    shown = "; ".join(places)
+    more = f"; and {len(filled) - 8} more" if len(filled) > 8 else ""
+    return [Finding(f"{sum(one.range.length for one in filled)} bytes in {len(filled)} range(s) come from another leg",
+                    Where(filled[0].leg, filled[0].range.offset, filled[0].range.length), shown + more,
+                    "nothing: each byte of the image was read from one of the legs", Severity.INFO)]
