@@ -89,19 +89,11 @@ PAST_THE_END = Problem(
     "a partition goes past the end of the disk",
     "the disk has {size} bytes: it is cut short, or its table is another disk's",
     "give the whole disk", Severity.ERROR)
-LDM = Problem(
-    "dynamic disk (LDM, type {type:#04x}): not read yet",
-    "its volumes are described in a database of their own; a guest on it cannot be seen",
-    "give a disk with basic partitions", Severity.ERROR)
 FT_MEMBER = Problem(
     "member of a fault-tolerant set (type {type:#04x}): not read yet",
     "a half of a mirror or a part of a stripe set, and only the registry says which half is newer; "
     "a guest on it cannot be seen",
     "break the mirror with Windows' own Disk Administrator first", Severity.ERROR)
-GPT = Problem(
-    "GPT (protective entry, type {type:#04x}): not read yet",
-    "its partitions are in another table; none of these guests boots from it",
-    COPIED_WHOLE)
 OVERLAY = Problem(
     "a disk manager's overlay (type {type:#04x}, OnTrack or EZ-Drive)",
     "it may shift every sector number by 63 once its code has run",
@@ -111,11 +103,13 @@ LINUX_CONTAINER = Problem(
     "Windows counts it as one partition and does not see the logical partitions in it",
     "nothing")
 
+DYNAMIC, PROTECTIVE = 0x42, 0xEE  # what lies in them is told by ldm.py and gpt.py
+
 BY_TYPE = {
-    0x42: LDM, 0xEE: GPT, 0x54: OVERLAY, 0x55: OVERLAY, 0x85: LINUX_CONTAINER,
+    0x54: OVERLAY, 0x55: OVERLAY, 0x85: LINUX_CONTAINER,
     **dict.fromkeys((0x86, 0x87, 0x8B, 0x8C, 0xC6, 0xC7, 0xCB, 0xCC), FT_MEMBER),
 }
 """Partition types that are worth a finding of their own. C6 and C7: members that NT marked bad."""
 
-NOT_READ = frozenset(type for type, problem in BY_TYPE.items() if problem in (LDM, FT_MEMBER, GPT))
+NOT_READ = frozenset({DYNAMIC, PROTECTIVE}) | {type for type, found in BY_TYPE.items() if found is FT_MEMBER}
 """Types whose bytes are no volume by themselves."""

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures import md
+from fixtures import ldm, ldmgroup, md
 from p2v.errors import Finding
 from p2v.model import Member, Mirror, Partition, Range, Volume, read
 from p2v.testing import FaultySource, MemorySource, numbered_sectors
 from p2v.volume import READERS, Layout, VolumeReader, find_volumes
+from tests.volume.made_tables import gpt as make_gpt
+from tests.volume.made_tables import sector
 
 SIZE = 4096 * 512
 
@@ -34,9 +36,30 @@ def md_disk() -> bytes:
     return bytes(data)
 
 
-DISKS = {"mbr": mbr_disk(), "md": md_disk()}
+def gpt_disk() -> bytes:
+    """One basic data partition."""
+    data = bytearray(numbered_sectors("disk0", SIZE))
+    make_gpt(data, [("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7", 100, 1099)])
+    return bytes(data)
+
+
+def ldm_disk() -> bytes:
+    """The only disk of its group, with a simple and a spanned volume."""
+    data = bytearray(numbered_sectors("disk0", SIZE))
+    data[:512] = sector([(0x42, 63, 1985)])
+    runs = ldmgroup.Run("Disk1", 0, 500), ldmgroup.Run("Disk1", 900, 300), ldmgroup.Run("Disk1", 600, 100, 300)
+    volumes = tuple(ldmgroup.Volume(name, size, ldmgroup.guid(name), (ldmgroup.Component(parts),))
+                    for name, size, parts in (("Volume1", 500, runs[:1]), ("Volume2", 400, runs[1:])))
+    group = ldmgroup.Group("Dg0", ldmgroup.guid("group"), (ldmgroup.Disk("Disk1", ldmgroup.guid("disk")),), volumes)
+    made = ldmgroup.database(group, "Disk1", ldmgroup.Place(63, 1985, 2048))
+    data[6 * 512:7 * 512] = ldm.head_sector(made.head)
+    data[2048 * 512:] = ldm.private_region(made)
+    return bytes(data)
+
+
+DISKS = {"gpt": gpt_disk(), "ldm": ldm_disk(), "mbr": mbr_disk(), "md": md_disk()}
 """By the reader's NAME, a disk on which it finds volumes: each new reader brings one."""
-SECTORS = {"mbr": (0, 2000), "md": (8,)}
+SECTORS = {"gpt": (1, 2), "ldm": (6, 2048 + 1, 2048 + 17, 2048 + 18, 2048 + 19), "mbr": (0, 2000), "md": (8,)}
 """By the reader's NAME, where the metadata of that disk lies."""
 
 
