@@ -89,11 +89,6 @@ PAST_THE_END = Problem(
     "a partition goes past the end of the disk",
     "the disk has {size} bytes: it is cut short, or its table is another disk's",
     "give the whole disk", Severity.ERROR)
-FT_MEMBER = Problem(
-    "member of a fault-tolerant set (type {type:#04x}): not read yet",
-    "a half of a mirror or a part of a stripe set, and only the registry says which half is newer; "
-    "a guest on it cannot be seen",
-    "break the mirror with Windows' own Disk Administrator first", Severity.ERROR)
 OVERLAY = Problem(
     "a disk manager's overlay (type {type:#04x}, OnTrack or EZ-Drive)",
     "it may shift every sector number by 63 once its code has run",
@@ -107,9 +102,13 @@ DYNAMIC, PROTECTIVE = 0x42, 0xEE  # what lies in them is told by ldm.py and gpt.
 
 BY_TYPE = {
     0x54: OVERLAY, 0x55: OVERLAY, 0x85: LINUX_CONTAINER,
-    **dict.fromkeys((0x86, 0x87, 0x8B, 0x8C, 0xC6, 0xC7, 0xCB, 0xCC), FT_MEMBER),
 }
-"""Partition types that are worth a finding of their own. C6 and C7: members that NT marked bad."""
+"""Partition types that are worth a finding of their own."""
 
-NOT_READ = frozenset({DYNAMIC, PROTECTIVE}) | {type for type, found in BY_TYPE.items() if found is FT_MEMBER}
+FT_TYPES = frozenset({0x86, 0x87, 0x8B, 0x8C, 0xC6, 0xC7, 0xCB, 0xCC})
+"""Members of fault-tolerant sets (ftdisk.py): 0x80 more than the plain type, 0xC0 where NT marked one bad."""
+FT_DOUBTFUL = frozenset({0x81, 0x84, 0xC1, 0xC4, 0xCE})
+"""The same of types that others use, too (Minix, hibernation, DR-DOS): members where a hive says so. 8E is LVM's."""
+
+NOT_READ = frozenset({DYNAMIC, PROTECTIVE}) | FT_TYPES
 """Types whose bytes are no volume by themselves."""
