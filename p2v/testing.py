@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from p2v.errors import Finding, GuestError, P2VError, ReadError, Unsupported, Where, WriteError
+from p2v.errors import Finding, GuestError, P2VError, Unsupported, Where, WriteError
 from p2v.guest.guest import ReadingGuest
 from p2v.model import (
     SECTOR,
@@ -33,6 +33,7 @@ from p2v.model import (
     ValueChange,
     read,
 )
+from p2v.source.bounds import BadSectors
 from p2v.volume import find_volumes
 
 _MOST_EDGES = 256  # edges at which check_source reads; of more, evenly chosen ones
@@ -90,8 +91,8 @@ class FaultySource:
             start, stop = max(spot.offset, offset), min(spot.end, end)
             if start < stop:
                 self.failed.append(Range(start, stop - start))
-                raise ReadError(f"{self.name}: {stop - start} bytes cannot be read",
-                                Where(self.name, start, stop - start), "a test said so", "nothing")
+                raise BadSectors(f"{self.name}: {stop - start} bytes cannot be read",
+                                 Where(self.name, start, stop - start), "a test said so", "nothing")
         self._source.read_into(offset, buffer)
 
     def extents(self) -> Iterable[Extent]:

@@ -16,7 +16,7 @@ from p2v.errors import ReadError
 
 UNIT = 1 << 20  # bytes: what is read at once, as much as a copy's chunk
 RUN = 8  # units that a leg reads on end
-LARGE = 256 << 10  # bytes: a smaller read does not count as going on
+LARGE = UNIT // 2  # bytes: a smaller read does not count as going on
 _BACK = 4  # units: readers in several threads do not ask quite in order
 
 Read = Callable[[int, int, memoryview], None]
@@ -86,9 +86,8 @@ class Ahead:
             end = min(self._front + min(self._on_end, RUN * self._legs), -(-self._size // UNIT))
             for unit in [unit for unit in self._units if not first - _BACK <= unit < end]:
                 self._units.pop(unit).cancel()
-            wanted = range(first if goes_on else last + 1, end)
-            if len(wanted) and not self._closed:
-                self._ask(wanted)
+            if goes_on and not self._closed:
+                self._ask(range(first, end))
 
     def _ask(self, wanted: range) -> None:
         if not self._pools:

@@ -12,6 +12,10 @@ _STEP = 1 << 20  # bytes; the largest single attempt while a bad spot is being s
 _RUN_SECTORS = 64  # a bad run is followed no further: on a dying disk each sector may cost half a minute
 
 
+class BadSectors(ReadError):
+    """The sectors that it names were tried alone, each of them: reading them in smaller pieces is no use."""
+
+
 def check_read(name: str, size: int, offset: int, length: int, closed: bool = False) -> None:
     """Raises ValueError for a read that is our own caller's bug."""
     if closed:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from p2v.errors import LayoutError, PlanError, ReadError, Unsupported, Where
 from p2v.model import SECTOR, Extent, Kind, Range, Source
-from p2v.source.bounds import check_read, salvage
+from p2v.source.bounds import BadSectors, check_read, salvage
 from p2v.source.in_use import check_unused
 
 _BLKSSZGET = 0x1268  # <linux/fs.h>: logical sector size
@@ -229,9 +229,9 @@ class DiskSource:
         return True
 
 
-def unreadable(name: str, bad: Range) -> ReadError:
+def unreadable(name: str, bad: Range) -> BadSectors:
     """The error for sectors that were tried one by one."""
-    return ReadError(f"{name}: {bad.length} bytes cannot be read", Where(name, bad.offset, bad.length),
-                     "the medium is damaged there; each sector was tried alone",
-                     "rescue the disk into an image first (GNU ddrescue: ddrescue -d DISK IMAGE MAPFILE), "
-                     "then convert the image")
+    return BadSectors(f"{name}: {bad.length} bytes cannot be read", Where(name, bad.offset, bad.length),
+                      "the medium is damaged there; each sector was tried alone",
+                      "rescue the disk into an image first (GNU ddrescue: ddrescue -d DISK IMAGE MAPFILE), "
+                      "then convert the image")

@@ -12,7 +12,7 @@ from p2v.model import Extent, Range, Source
 from p2v.source.ahead import Ahead
 from p2v.source.bounds import check_read, failed_range, seen_through
 from p2v.source.device import DeviceGone
-from p2v.source.ways import Way, add, fill
+from p2v.source.ways import Way, add, fill, is_exact
 
 _SKIP = 64 << 10  # bytes: the first stretch behind bad places in which a leg is not asked; it doubles
 _LONGEST_SKIP = 1 << 30
@@ -126,18 +126,26 @@ class Mirrored:
         except ReadError as error:
             bad = failed_range(error, start, len(piece))
             leg.failed(bad, error)
-            self._from_others(planned, bad.offset, piece[bad.offset - start : bad.end - start], error.what)
+            exact = is_exact(error, bad, len(piece))
+            self._from_others(planned, bad.offset, piece[bad.offset - start : bad.end - start], error.what,
+                              error if exact else None)
             beside = [(bad.end, start + len(piece)), (start, bad.offset)]
             return [(low, high) for low, high in beside if low < high]
         leg.on_end = 0
         return []
 
-    def _from_others(self, planned: int, start: int, piece: memoryview, reason: str) -> None:
-        """Read a piece from the other legs, and from the planned one only what none of them can read."""
-        order = [*(number for number in range(len(self._legs)) if number != planned), planned]
+    def _from_others(
+        self, planned: int, start: int, piece: memoryview, reason: str, known: ReadError | None = None
+    ) -> None:
+        """Read a piece from the other legs, and from the planned one what none of them can read.
+
+        known: the planned one's error, where it is known to have nothing of the piece.
+        """
+        order = [number for number in range(len(self._legs)) if number != planned]
+        order += [] if known else [planned]
         ways = [Way(self._legs[number].source, start) for number in order]
         at = start
-        for detour in fill(self.name, ways, start, piece, self.sector_size):
+        for detour in fill(self.name, ways, start, piece, self.sector_size, known):
             self._note(at, start + detour.start, order[0], reason)
             if order[detour.way] != planned:
                 self._note(start + detour.start, start + detour.end, order[detour.way], reason)

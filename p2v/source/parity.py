@@ -71,7 +71,7 @@ class Parity:
         lost = []
         have: dict[tuple[int, int], tuple[int, memoryview]] = {}
         for start, row, column, piece in self._pieces(offset, buffer):
-            member = self._rows[row % len(self._rows)].data[column]
+            member = self.row(row).data[column]
             at = row * self._chunk + start % self._chunk
             source = self._members[member]
             if source is None:

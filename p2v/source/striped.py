@@ -62,9 +62,8 @@ class Striped:
         while done < len(buffer):
             zone = self._zones[bisect_right(self._starts, offset + done) - 1]
             number, inside = divmod(offset + done - zone.offset, self._chunk)
-            row, _ = divmod(number, len(zone.members))
             member = zone.members[(zone.turn + number) % len(zone.members)]
-            at = zone.start + row * self._chunk + inside
+            at = zone.start + number // len(zone.members) * self._chunk + inside
             piece = buffer[done : done + self._chunk - inside]
             try:
                 member.read_into(at, piece)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from p2v.errors import ReadError, Where
 from p2v.model import Kind, Range, Source
-from p2v.source.bounds import failed_range
+from p2v.source.bounds import BadSectors, failed_range
 from p2v.source.device import DeviceGone
 
 
@@ -53,17 +53,21 @@ class _Part:
     vague: tuple[tuple[int, ReadError], ...] = ()
 
 
-def fill(name: str, ways: Sequence[Way], offset: int, buffer: memoryview, sector: int) -> list[Detour]:
+def fill(
+    name: str, ways: Sequence[Way], offset: int, buffer: memoryview, sector: int, known: ReadError | None = None
+) -> list[Detour]:
     """Fill buffer, each piece by the first way that can read it; returns where that was not the first way.
 
     name, offset: of the whole, whose bytes offset to offset + len(buffer) are read. A way that fails is
     asked again for what lies beside the range that it named. Where all fail and none was exact, the range is
     halved, down to one sector: at most some four reads for each sector and way.
+    known: what one more way has said of all these bytes; it is not asked again.
     Raises ReadError in the whole's own bytes for the first range that no way can read (DeviceGone where all
     of them are gone).
     """
     detours: list[Detour] = []
-    todo = [_Part(0, len(buffer), tuple(range(len(ways))))]  # the last one comes first
+    exact = ((-1, known),) if known else ()
+    todo = [_Part(0, len(buffer), tuple(range(len(ways))), exact)]  # the last one comes first
     while todo:
         part = todo.pop()
         if part.start == part.end:
@@ -78,21 +82,27 @@ def fill(name: str, ways: Sequence[Way], offset: int, buffer: memoryview, sector
             way.source.read_into(at, buffer[part.start : part.end])
         except ReadError as error:
             bad = failed_range(error, at, part.end - part.start)
-            todo += _beside(part, bad.offset - way.offset, bad.end - way.offset, error)
+            todo += _beside(part, bad.offset - way.offset, bad.end - way.offset, error,
+                            is_exact(error, bad, part.end - part.start))
         else:
             if index:
                 detours.append(Detour(part.start, part.end, index, _errors(part)))
     return detours
 
 
-def _beside(part: _Part, start: int, end: int, error: ReadError) -> Iterator[_Part]:
+def is_exact(error: ReadError, bad: Range, length: int) -> bool:
+    """Did a source that was asked for length bytes say which of them are bad, or just that some of them are?"""
+    return bad.length < length or isinstance(error, BadSectors)
+
+
+def _beside(part: _Part, start: int, end: int, error: ReadError, exact: bool) -> Iterator[_Part]:
     """Its first way cannot read start to end: that is for the next way. Last comes what is read first."""
     index, rest = part.untried[0], part.untried[1:]
     yield replace(part, start=end)
-    if (start, end) == (part.start, part.end):
-        yield replace(part, untried=rest, vague=(*part.vague, (index, error)))
-    else:
+    if exact:
         yield replace(part, start=start, end=end, untried=rest, exact=(*part.exact, (index, error)))
+    else:
+        yield replace(part, start=start, end=end, untried=rest, vague=(*part.vague, (index, error)))
     yield replace(part, end=start)
 
 
@@ -112,7 +122,7 @@ def _errors(part: _Part) -> tuple[ReadError, ...]:
 
 
 def _none_reads(name: str, bad: Range, errors: Sequence[ReadError]) -> ReadError:
-    kind = DeviceGone if all(isinstance(error, DeviceGone) for error in errors) else ReadError
+    kind = DeviceGone if all(isinstance(error, DeviceGone) for error in errors) else BadSectors
     why = "; ".join(f"{error.what} ({error.where})" for error in errors)
     return kind(f"{name}: {bad.length} bytes cannot be read", Where(name, bad.offset, bad.length), why,
                 errors[-1].next)
