@@ -12,7 +12,7 @@ from p2v.model import Member, Mirror, Partition, Range, Volume, read
 from p2v.testing import FaultySource, MemorySource, numbered_sectors
 from p2v.volume import READERS, Layout, VolumeReader, find_volumes
 from tests.volume.made_tables import gpt as make_gpt
-from tests.volume.made_tables import sector
+from tests.volume.made_tables import sector as table_sector
 
 SIZE = 4096 * 512
 
@@ -46,7 +46,7 @@ def gpt_disk() -> bytes:
 def ldm_disk() -> bytes:
     """The only disk of its group, with a simple and a spanned volume."""
     data = bytearray(numbered_sectors("disk0", SIZE))
-    data[:512] = sector([(0x42, 63, 1985)])
+    data[:512] = table_sector([(0x42, 63, 1985)])
     runs = ldmgroup.Run("Disk1", 0, 500), ldmgroup.Run("Disk1", 900, 300), ldmgroup.Run("Disk1", 600, 100, 300)
     volumes = tuple(ldmgroup.Volume(name, size, ldmgroup.guid(name), (ldmgroup.Component(parts),))
                     for name, size, parts in (("Volume1", 500, runs[:1]), ("Volume2", 400, runs[1:])))
@@ -57,9 +57,15 @@ def ldm_disk() -> bytes:
     return bytes(data)
 
 
-DISKS = {"gpt": gpt_disk(), "ldm": ldm_disk(), "mbr": mbr_disk(), "md": md_disk()}
+DISKS = {
+    "gpt": gpt_disk(), "ldm": ldm_disk(),
+    "mbr": mbr_disk(), "md": md_disk(),
+}
 """By the reader's NAME, a disk on which it finds volumes: each new reader brings one."""
-SECTORS = {"gpt": (1, 2), "ldm": (6, 2048 + 1, 2048 + 17, 2048 + 18, 2048 + 19), "mbr": (0, 2000), "md": (8,)}
+SECTORS = {
+    "gpt": (1, 2), "ldm": (6, 2048 + 1, 2048 + 17, 2048 + 18, 2048 + 19),
+    "mbr": (0, 2000), "md": (8,),
+}
 """By the reader's NAME, where the metadata of that disk lies."""
 
 

@@ -66,7 +66,8 @@ def test_a_member_of_a_dynamic_group_has_no_volume_of_its_own() -> None:
 
 @pytest.mark.parametrize("place, words, offset", [
     (512 + 60, "primary header", 512), (2 * 512 + 200, "primary header or array", 1024),
-    (LAST * 512 + 60, "backup header", LAST * 512), ((LAST - 32) * 512 + 5, "backup header or array", (LAST - 32) * 512)])
+    (LAST * 512 + 60, "backup header", LAST * 512),
+    ((LAST - 32) * 512 + 5, "backup header or array", (LAST - 32) * 512)])
 def test_one_damaged_table_is_a_warning(place: int, words: str, offset: int) -> None:
     data = disk()
     data[place] ^= 0xFF
