@@ -27,13 +27,14 @@ PIECE = 1 << 20  # bytes read at once
 class Arranged:
     """sources: the disks handed in, by id in the order given. built: None where each makes one image as it is.
 
-    has_sets: they hold mirrors, dynamic disks or volumes over several disks.
+    has_sets: they hold mirrors, dynamic disks or volumes over several disks. in_step: see arrange.
     """
 
     sources: Mapping[str, Source]
     disks: Mapping[str, Source]
     built: Built | None = None
     has_sets: bool = False
+    in_step: bool = False
 
     @property
     def collapsed(self) -> Collapsed | None:
@@ -64,7 +65,7 @@ def arrange(
         from p2v.collapse import collapse
 
         built = collapse(given, found, by_id(given, legs or {}), in_step=in_step, shared=shared)
-        return Arranged(given, built.sources, built, has_sets=True)
+        return Arranged(given, built.sources, built, has_sets=True, in_step=in_step)
     if legs and not found.mirrors:
         raise PlanError("there is no mirror here to choose a leg of", "--leg", "these disks hold none that p2v knows",
                         "leave --leg out")

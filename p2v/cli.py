@@ -122,6 +122,8 @@ def legged(command: Command) -> Command:
 
 def collapsed(command: Command) -> Command:
     """The options of every command that makes plain disks of mirrors and sets."""
+    command = click.option("--compare", is_flag=True,
+                           help="Compare mirrors' legs first; where they are in step, each helps the other out.")(command)
     return click.option("--layout", default="collapse", show_default=True, metavar="NAME",
                         help="collapse: plain disks out of mirrors and dynamic disks; keep: each disk as it is.")(
                             legged(command))
@@ -173,7 +175,7 @@ class Bar:
 def _new_bar(stage: str, total: int) -> Any:
     from tqdm import tqdm
 
-    if stage.startswith(("copy", "verify")) or "rescue" in stage:  # counted in bytes: rate and time left mean something
+    if stage.startswith(("copy", "verify", "compare")) or "rescue" in stage:  # counted in bytes: rate and time left mean something
         return tqdm(total=total, desc=stage, file=sys.stderr, unit="B", unit_scale=True, unit_divisor=1024)
     return tqdm(total=total, desc=stage, file=sys.stderr, bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}]")
 
@@ -192,17 +194,22 @@ def main() -> None:
 @main.command()
 @click.argument("disks", nargs=-1, required=True, type=PATH)
 @click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …).")
+@click.option("--compare", is_flag=True, help="Read all legs of mirrors, and tell where and in what they differ.")
 @legged
 @outsiders
 @common
 @reported
 def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool, **words: Any) -> None:
-    """Tell what is on DISKS: volumes, the guest, what is worth knowing."""
+    """Tell what is on DISKS: volumes, mirrors and their legs, the guest, what is worth knowing."""
     import p2v
     from p2v.planfile import plain
     from p2v.rendering import render_inspection
 
-    seen = p2v.inspect(disks, format=source_format, **words)
+    bar = Bar(as_json)
+    try:
+        seen = p2v.inspect(disks, format=source_format, progress=bar, **words)
+    finally:
+        bar.close()
     print(json.dumps(plain(seen), indent=2) if as_json else render_inspection(seen))
 
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2v.arranging import Arranged, arrange, by_id
 from p2v.errors import Finding, P2VError, PlanError, ReadError
 from p2v.filesystem import examine
-from p2v.model import Filesystem, FilesystemState, GuestFacts, Mirror, Piece, Source, Volume, VolumeFacts
+from p2v.model import (
+    Cancel,
+    Filesystem,
+    FilesystemState,
+    GuestFacts,
+    Mirror,
+    Piece,
+    Progress,
+    Source,
+    Volume,
+    VolumeFacts,
+    no_progress,
+)
 from p2v.planning import View, in_bios_order, opened, second_opinion, view, volume_facts
-from p2v.volume import find_volumes, holds_sets
+from p2v.volume import Layout, find_volumes, holds_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +34,8 @@ class Inspection:
     paths, sizes: of the disks, the boot disk first; where they hold sets, in the order given. volumes: on the
     VM's disks. facts: of the guest where one is known. sets: mirrors and volumes over several disks, as the
     disks hold them. legs: of each mirror, the id of the disk whose leg is taken. pieces: by the id of each disk
-    that the VM would get, what it is put together from; empty where each disk makes one image.
+    that the VM would get, what it is put together from; empty where each disk makes one image. compared: the legs
+    of mirrors, drawn, where that was asked for.
     """
 
     paths: tuple[str, ...]
@@ -33,32 +46,46 @@ class Inspection:
     sets: tuple[VolumeFacts, ...]
     legs: Mapping[str, str]
     pieces: Mapping[str, tuple[Piece, ...]]
+    compared: tuple[str, ...] = ()
 
 
 def inspect(
     paths: Sequence[str | Path], *, format: str | None = None, legs: Mapping[str, str] | None = None,
-    outside: bool = False,
+    outside: bool = False, compare: bool = False, progress: Progress = no_progress, cancel: Cancel | None = None,
 ) -> Inspection:
     """What is on these disks. An unknown guest, or a mirror whose leg cannot be chosen, is a finding.
 
-    legs, outside: see planning.plan. Raises ReadError, LayoutError, PlanError for what was named wrongly.
+    legs, outside: see planning.plan. compare: read all legs of mirrors, and tell where they differ.
+    Raises ReadError, LayoutError, PlanError for what was named wrongly, Cancelled.
     """
     with opened(paths, format, outside) as given:
         layout = find_volumes(given)
-        if not holds_sets(layout):
-            disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
-            return _told(disks, view(disks), Arranged(given, disks))
-        from p2v.choosing import settle
+        if compare and layout.mirrors:
+            from p2v.pairing import compare_mirrors
 
-        settled = settle(layout, by_id(given, legs or {}))
-        sets = (*(facts_of(volume) for volume in settled.layout.volumes if volume.origin is not None),
-                *(_undecided(mirror) for mirror in settled.layout.mirrors))
-        try:
-            arranged = arrange(given, legs)
-        except (PlanError, ReadError) as error:
-            said = _once((*layout.findings, *settled.findings, error.as_finding()))
-            return Inspection(*_names(given), (), None, said, sets, {}, {})
-        return _told(given, view(arranged.disks, (), given, arranged.collapsed), arranged, sets)
+            found = _inspected(given, layout, legs)
+            compared = compare_mirrors(layout.mirrors, found.legs, progress=progress, cancel=cancel)
+            return replace(found, compared=tuple(f"{one.volume}\n{one.drawing}" for one in compared),
+                           findings=(*found.findings, *(said for one in compared for said in one.findings)))
+        return _inspected(given, layout, legs)
+
+
+def _inspected(given: Mapping[str, Source], layout: Layout, legs: Mapping[str, str] | None) -> Inspection:
+    if not holds_sets(layout):
+        disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
+        return _told(disks, view(disks), Arranged(given, disks))
+    from p2v.choosing import settle
+
+    settled = settle(layout, by_id(given, legs or {}))
+    sets = (*(facts_of(volume) for volume in settled.layout.volumes if volume.origin is not None),
+            *(_undecided(mirror) for mirror in settled.layout.mirrors))
+    try:
+        arranged = arrange(given, legs)
+    except (PlanError, ReadError) as error:
+        said = _once((*layout.findings, *settled.findings, error.as_finding()))
+        chosen = {name: decision.leg for name, decision in settled.legs.items()}
+        return Inspection(*_names(given), (), None, said, sets, chosen, {})
+    return _told(given, view(arranged.disks, (), given, arranged.collapsed), arranged, sets)
 
 
 def _told(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from p2v import arranging
 from p2v import changes as changing
-from p2v.arranging import arrange
+from p2v.arranging import Arranged, arrange
 from p2v.errors import Finding, GuestError, P2VError, PlanError, ReadError, Severity, Unsupported, Where
 from p2v.model import (
     SECTOR,
@@ -238,6 +238,7 @@ def plan(
     copy_all: bool = False,
     legs: Mapping[str, str] | None = None,
     layout: str = "collapse",
+    compare: bool = False,
     outside: bool = False,
     progress: Progress = no_progress,
     holding: bool = False,
@@ -251,7 +252,9 @@ def plan(
     the guest lacks. copy_all: free space and page files, too. format: of the images; the target's best by default.
     source_format, outside: see open_source. legs: of mirrors, the disk to take: by the mirror's name, its drive letter,
     or "" for all → a path or id of a disk. layout: "collapse" makes plain disks of mirrors and sets; "keep"
-    takes each disk as it is. holding: the caller has locked the output's run already.
+    takes each disk as it is. compare: read all legs of mirrors first; where they are in step, what one cannot give
+    comes from another. That happens anyway when the plan cannot be made without. holding: the caller has locked
+    the output's run already.
     Raises Unsupported for a guest that p2v does not know, GuestError for one that must not be touched or
     lacks a file, ReadError, LayoutError, PlanError.
     """
@@ -268,12 +271,11 @@ def plan(
             raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(opened(paths, source_format, outside))
-        arranged = arrange(given, legs, layout)
+        arranged, seen, compared = seen_through_legs(given, legs, layout, folders, compare=compare, progress=progress)
         if arranged.has_sets and arranged.built is None:
             raise Unsupported("a server on mirrors or dynamic disks cannot be converted with its disks as they are",
                               Where(item="--layout keep"), "a guest can be edited on plain disks only",
                               "leave --layout keep out, or copy the disks exactly: p2v image DISKS -o FOLDER")
-        seen = view(arranged.disks, folders, given, arranged.collapsed)
         refuse_hibernated(seen)
         run = RunDir.of_output(output)
         if unclean_volumes(seen) and not holding:
@@ -292,13 +294,47 @@ def plan(
             facts=guest.facts,
             machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
             changes=tuple(wanted),
-            findings=(*arranged.findings, *ready.findings, *second_opinion(ready), *findings),
+            findings=(*arranged.findings, *compared, *ready.findings, *second_opinion(ready), *findings),
             drivers=tuple(folders),
             copy_all=copy_all,
             sources=source_disks(given, source_format) if arranged.built else (),
             legs=arranged.built.legs if arranged.built else {},
+            in_step=arranged.in_step,
             outside=outside,
         )
+
+
+def seen_through_legs(
+    given: Mapping[str, Source], legs: Mapping[str, str] | None, layout: str, drivers: Sequence[str], *,
+    compare: bool, progress: Progress,
+) -> tuple[Arranged, View, list[Finding]]:
+    """The VM's disks and what is on them; from all legs of mirrors where they are known to be in step.
+
+    Legs are compared when the caller wants it, or when the chosen ones cannot be read where the plan must look.
+    """
+    failure: P2VError | None = None
+    arranged = arrange(given, legs, layout)
+    mirrored = arranged.built is not None and any(disk.twin for disk in arranged.built.disks.values())
+    try:
+        seen = view(arranged.disks, drivers, given, arranged.collapsed)
+    except ReadError as error:
+        if not mirrored:
+            raise
+        failure = error
+    if not mirrored or not (compare or failure or read_errors(given)):
+        return arranged, seen, []
+    from p2v.pairing import compare_mirrors
+    from p2v.volume import find_volumes
+
+    compared = compare_mirrors(find_volumes(given).mirrors, arranged.built.legs if arranged.built else {},
+                               progress=progress)
+    findings = [said for one in compared for said in one.findings]
+    if all(one.in_step for one in compared):
+        arranged = arrange(given, legs, layout, in_step=True)
+        return arranged, view(arranged.disks, drivers, given, arranged.collapsed), findings
+    if failure is not None:
+        raise failure
+    return arranged, seen, findings
 
 
 def machine_disks(images: Sequence[DiskPlan], folder: str | Path) -> list[MachineDisk]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from p2v.inspecting import Inspection
 
 CONTROL_SET = re.compile(r"ControlSet\d{3}", re.IGNORECASE)
+LINE = 32  # bytes that a line of hex shows
 LABELS = {Severity.ERROR: "STOPS", Severity.WARNING: "WARNING", Severity.INFO: "note"}
 
 
@@ -133,10 +134,16 @@ def change_lines(change: Change) -> list[str]:
             return [head, f"  - {_shown(change.before)}", f"  + {_shown(change.after)}"]
         case BytesChange():
             head = f"{change.disk}, bytes {change.offset:#x} to {change.offset + len(change.after):#x}"
-            return [head, f"  - {change.before.hex(' ')}", f"  + {change.after.hex(' ')}"]
+            return [head, f"  - {_hex(change.before)}", f"  + {_hex(change.after)}"]
         case Recovery():
             place = f"{change.volume}:{change.path}" if change.path else change.volume
             return [f"replay the {change.what} of {place} (cannot be undone)"]
+
+
+def _hex(data: bytes) -> str:
+    if len(data) <= LINE:
+        return data.hex(" ")
+    return f"{data[:LINE].hex(' ')} …, {len(data)} bytes" if any(data) else f"{len(data)} zero bytes"
 
 
 def _shown(thing: Value | Content | None) -> str:
@@ -172,6 +179,8 @@ def render_inspection(seen: Inspection) -> str:
         if not seen.pieces:
             lines += [f"  {volume_line(v)}" for v in seen.volumes if v.members[0].disk == f"disk{index}"]
     lines += _sets(seen)
+    for drawing in seen.compared:
+        lines += ["", *drawing.split("\n")]
     facts = seen.facts
     if facts is not None:
         lines += [
