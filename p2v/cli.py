@@ -122,8 +122,9 @@ def legged(command: Command) -> Command:
 
 def collapsed(command: Command) -> Command:
     """The options of every command that makes plain disks of mirrors and sets."""
-    command = click.option("--compare", is_flag=True,
-                           help="Compare mirrors' legs first; where they are in step, each helps the other out.")(command)
+    command = click.option(
+        "--compare", is_flag=True,
+        help="Compare mirrors' legs first; where they are in step, each helps the other out.")(command)
     return click.option("--layout", default="collapse", show_default=True, metavar="NAME",
                         help="collapse: plain disks out of mirrors and dynamic disks; keep: each disk as it is.")(
                             legged(command))
@@ -175,7 +176,7 @@ class Bar:
 def _new_bar(stage: str, total: int) -> Any:
     from tqdm import tqdm
 
-    if stage.startswith(("copy", "verify", "compare")) or "rescue" in stage:  # counted in bytes: rate and time left mean something
+    if stage.startswith(("copy", "verify", "compare")) or "rescue" in stage:  # bytes: rate and time left say something
         return tqdm(total=total, desc=stage, file=sys.stderr, unit="B", unit_scale=True, unit_divisor=1024)
     return tqdm(total=total, desc=stage, file=sys.stderr, bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}]")
 
