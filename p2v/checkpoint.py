@@ -16,6 +16,7 @@ from p2v.digests import Digests
 from p2v.model import Extent, Range
 
 SECONDS = 20.0  # between two checkpoints: what a power cut costs at most …
+EARLY = 2.0  # before the first one: a disk that turns out too small says so soon
 AMOUNT = 16 << 30  # … or so many bytes of the disk
 
 
@@ -56,15 +57,17 @@ class Keeper:
     amount: int = AMOUNT
     _when: float = field(default_factory=time.monotonic)
     _where: int = 0
+    _first: bool = True
 
     def due(self, done: int) -> bool:
         """Is it time, with so many bytes done?"""
-        return time.monotonic() - self._when >= self.seconds or done - self._where >= self.amount
+        seconds = min(EARLY, self.seconds) if self._first else self.seconds
+        return time.monotonic() - self._when >= seconds or done - self._where >= self.amount
 
     def keep(self, checkpoint: Checkpoint, chunks: Iterable[int], done: int) -> None:
         """Save one."""
         self.save(checkpoint, chunks)
-        self._when, self._where = time.monotonic(), done
+        self._when, self._where, self._first = time.monotonic(), done, False
 
 
 def tie(extents: Sequence[Extent], *others: str) -> str:

@@ -451,3 +451,18 @@ def test_a_damaged_record_is_a_layout_error(damage):
         CopyReport.from_json({**report.to_json(), **damage})
     with pytest.raises(Unsupported):
         CopyReport.from_json({**report.to_json(), "algorithm": "md5"})
+
+
+def test_the_first_checkpoint_comes_early(monkeypatch):
+    from p2v import checkpoint
+
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    keeper = checkpoint.Keeper(lambda found, chunks: None, "tie", _when=0.0)
+    seen = []
+    for now[0] in range(50):
+        if keeper.due(0):
+            keeper.keep(None, (), 0)
+            seen.append(now[0])
+    assert seen == [2, 22, 42]
+    assert checkpoint.Keeper(lambda found, chunks: None, "tie", seconds=0.0, _when=0.0).due(0)

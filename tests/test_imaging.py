@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import p2v
-from p2v import imaging, losses, planning, record
+from p2v import imaging, losses, places, planning, record
 from p2v.copy import COUNTED
 from p2v.diskcopy import Options
 from p2v.errors import DriftError, LayoutError, MismatchError, PlanError, ReadError, Unsupported, WriteError
@@ -291,6 +292,38 @@ def test_a_power_cut_costs_what_came_after_the_last_checkpoint(kind, disk, tmp_p
     assert sum(result.reports["disk0"].counts.values()) == disk.stat().st_size
 
 
+@pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if not form.SEQUENTIAL])
+def test_a_full_disk_suspends_the_copy(kind, disk, tmp_path, monkeypatch):
+    out, written = tmp_path / f"out{FORMATS[kind].SUFFIX}", [0]
+    pwrite = os.pwrite
+
+    def full(fd, data, offset):
+        written[0] += len(data)
+        if written[0] > 5 * MIB:
+            pwrite(fd, memoryview(data)[: len(data) // 2], offset)  # as much as there was room for
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(WriteError, match="No space") as error:
+            p2v.image([disk], out, format=kind, options=Options(seconds=0.0))
+    assert "--resume" in error.value.next and "free some space" in error.value.next and not out.exists()
+    p2v.image([disk], out, format=kind, resume=True)
+    assert read_back(out, kind)[: disk.stat().st_size] == disk.read_bytes()
+    p2v.verify(f"{out}.p2v")
+
+
+def test_room_is_looked_at_before_the_first_byte(disk, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage._replace(free=MIB))
+    with pytest.raises(WriteError, match="not enough space") as error:
+        p2v.image([disk], tmp_path / "out.raw")
+    assert "--resume" in error.value.next and not list(tmp_path.glob("*.part"))
+    p2v.image([disk], tmp_path / "out.raw", resume=True)
+    p2v.image([disk], "null")
+
+
 @pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if form.SEQUENTIAL])
 def test_what_is_written_in_one_go_is_begun_again(kind, disk, tmp_path, monkeypatch):
     out = tmp_path / f"out{FORMATS[kind].SUFFIX}"
@@ -359,6 +392,30 @@ def test_a_failing_disk_is_rescued_and_its_files_are_named(kind, ntfs, tmp_path,
     assert chart.sum(Status.BAD) == 1536
     assert chart.sum(Status.NON_TRIED) == report.counts["free"], "what nobody needs is left for ddrescue"
     p2v.verify(f"{out}.p2v")
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_files_on_fat_are_named_too(bits, tmp_path, monkeypatch, needs):
+    needs("mkfs.fat", "mcopy")
+    path, file = tmp_path / "fat.img", tmp_path / "file"
+    with open(path, "wb") as image:
+        image.truncate(40 * MIB)
+    subprocess.run(["mkfs.fat", "-F", str(bits), "-s", "4" if bits == 16 else "1", path], check=True,
+                   capture_output=True)
+    subprocess.run(["mmd", "-i", path, "::DATA"], check=True)
+    places = {}
+    for name, seed in (("one.bin", 1), ("two.bin", 2)):
+        file.write_bytes(random.Random(seed).randbytes(300_000))
+        subprocess.run(["mcopy", "-i", path, file, f"::DATA/{name}"], check=True)
+        places[name] = path.read_bytes().index(file.read_bytes()[:512])
+    content = path.read_bytes()
+    bad = [Range(places["two.bin"] + 8192, 1024), Range(places["two.bin"] + 99 * 512, 512)]
+    opens(monkeypatch, Poor(content, bad))
+    result = p2v.image(["poor"], tmp_path / "out.qcow2")
+    assert result.reports["disk0"].counts["free"] > 30 * MIB and result.reports["disk0"].counts["bad"] == 1536
+    said = [finding.what for finding in result.findings]
+    assert any(what.startswith("disk0:\\DATA\\two.bin has lost 1536 bytes") for what in said), said
+    assert not any("one.bin" in what for what in said)
 
 
 def test_ddrescue_completes_what_we_left(tmp_path, monkeypatch, needs):

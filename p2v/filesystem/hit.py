@@ -91,7 +91,7 @@ def file_extents(
 ) -> Iterator[tuple[str, Sequence[Range] | None]]:
     """(path, where its content lies) of each file and folder of a volume; (path, None) of what cannot be read.
 
-    The filesystem's own files are among them (\\$MFT); folders of NTFS lie in no extents. Raises LIBRARY_ERRORS
+    The filesystem's own files are among them (\\$MFT); folders lie in no extents. Raises LIBRARY_ERRORS
     where there is no list of files at all.
     """
     library = _ntfs_volume() if filesystem.kind == "ntfs" else _fat_volume()
@@ -101,7 +101,7 @@ def file_extents(
     while todo:
         path, entry, depth = todo.pop()
         try:
-            yield path or "\\", list(_extents(entry))
+            yield path or "\\", list(_extents(entry)) if path else []  # libfsfat has no extents for its root
             count = entry.number_of_sub_file_entries if depth < DEEPEST else 0
         except LIBRARY_ERRORS:
             yield path or "\\", None
