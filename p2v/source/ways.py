@@ -39,18 +39,28 @@ class Detour:
 
 
 @dataclass(frozen=True, slots=True)
+class _Vague:
+    """ways[way] was asked for start to end, and something in there is bad."""
+
+    way: int
+    error: ReadError
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """What is still to be had. untried: numbers of ways, best first.
 
     exact: errors of ways that named just this part, so that asking them again would teach nothing.
-    vague: way → the error that named more, or all.
+    vague: those that did not say which bytes of what they were asked for are bad.
     """
 
     start: int
     end: int
     untried: tuple[int, ...]
     exact: tuple[tuple[int, ReadError], ...] = ()
-    vague: tuple[tuple[int, ReadError], ...] = ()
+    vague: tuple[_Vague, ...] = ()
 
 
 def fill(
@@ -102,23 +112,27 @@ def _beside(part: _Part, start: int, end: int, error: ReadError, exact: bool) ->
     if exact:
         yield replace(part, start=start, end=end, untried=rest, exact=(*part.exact, (index, error)))
     else:
-        yield replace(part, start=start, end=end, untried=rest, vague=(*part.vague, (index, error)))
+        yield replace(part, start=start, end=end, untried=rest, vague=(*part.vague, _Vague(index, error, start, end)))
     yield replace(part, end=start)
 
 
 def _halves(name: str, part: _Part, offset: int, sector: int) -> list[_Part]:
-    """No way reads all of a part: its halves, for the ways that did not say exactly which bytes are bad."""
+    """No way reads all of a part. It again, for ways that were asked for more than it, or its halves."""
+    asked_for_more = tuple(v.way for v in part.vague if v.end - v.start > part.end - part.start)
+    if asked_for_more:
+        return [replace(part, untried=asked_for_more, vague=tuple(v for v in part.vague
+                                                                  if v.way not in asked_for_more))]
     first, last = (offset + part.start) // sector, (offset + part.end - 1) // sector
     if first == last or not part.vague:
         raise _none_reads(name, Range(offset + part.start, part.end - part.start), _errors(part))
     middle = (first + last + 1) // 2 * sector - offset
-    again = tuple(sorted(index for index, _ in part.vague))
-    both = replace(part, untried=again, vague=())
+    both = replace(part, untried=tuple(sorted(v.way for v in part.vague)), vague=())
     return [replace(both, start=middle), replace(both, end=middle)]
 
 
 def _errors(part: _Part) -> tuple[ReadError, ...]:
-    return tuple(error for _, error in sorted((*part.exact, *part.vague), key=lambda pair: pair[0]))
+    said = [*part.exact, *((v.way, v.error) for v in part.vague)]
+    return tuple(error for _, error in sorted(said, key=lambda pair: pair[0]))
 
 
 def _none_reads(name: str, bad: Range, errors: Sequence[ReadError]) -> ReadError:

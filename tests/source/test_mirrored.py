@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from p2v.errors import ReadError, Where
@@ -75,6 +75,7 @@ def test_only_the_chosen_leg_is_read() -> None:
 bad = some.sets(some.integers(0, 63), max_size=20)
 
 
+@example(first={0}, second={1}, third={0}, alone=set(), vague=[True, True, False], legs=3, shared=False, span=(0, 513))
 @given(first=bad, second=bad, third=bad, alone=some.sets(some.integers(0, 63), max_size=5),
        vague=some.lists(some.booleans(), min_size=3, max_size=3), legs=some.integers(1, 3), shared=some.booleans(),
        span=some.tuples(some.integers(0, len(DATA) - 1), some.integers(1, len(DATA))))
