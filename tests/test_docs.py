@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import p2v.errors
-from p2v.cli import DONE_WITH_LOSSES, main
-from p2v.formats import FORMATS
+from p2v.cli import BROKEN_PIPE, DONE_WITH_LOSSES, main
+from p2v.formats import FORMATS, STREAMS
+from p2v.source.images import INPUTS
 from p2v.target import TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,13 @@ def test_every_format_and_target_is_in_the_readme() -> None:
         assert f"`{name}`" in README, f"{name} is missing in README"
 
 
+def test_every_input_and_every_stream_is_in_the_readme() -> None:
+    table = README.split("| image that is read ")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z0-9]+)`", table)) == set(INPUTS)
+    pipes = next(line for line in README.splitlines() if line.startswith("| `-` |"))
+    assert set(re.findall(r"(?:--format |`)([a-z][a-z-]*)`", pipes)) == set(STREAMS)
+
+
 def test_every_command_is_in_the_readme() -> None:
     for command in main.commands:
         assert f"p2v {command}" in README
@@ -28,7 +36,7 @@ def test_the_exit_codes_are_the_codes_of_the_errors() -> None:
     said = {int(code) for code in re.findall(r"^\| (\d{1,3}) \|", README, re.MULTILINE)}
     classes = [cls for cls in vars(p2v.errors).values() if isinstance(cls, type)
                and issubclass(cls, p2v.errors.P2VError)]
-    assert said == {0, 2, DONE_WITH_LOSSES} | {cls.exit_code for cls in classes}
+    assert said == {0, 2, DONE_WITH_LOSSES, BROKEN_PIPE} | {cls.exit_code for cls in classes}
 
 
 def test_the_readmes_apt_line_is_the_run_part_of_the_package_list() -> None:
