@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import extremes, plots
+from benchmarks import extremes, plots, twolegs
 from benchmarks.disks import MIB, make_all, room
 from benchmarks.jobs import jobs
 from benchmarks.rounds import Row, compare
 
 QUICK = "512M"
 UNITS = {"M": 20, "G": 30}
-FIGURES, LINES = "memory and start", "lines"  # what is measured besides the jobs
+FIGURES, LINES, RESCUE = "memory and start", "lines", "two-leg rescue"  # what is measured besides the jobs
 HEAD = (f"{'job':<22}{'until':<9}{'peer':<20}{'ratio':>6}{'best':>6}{'spread':>13}{'wanted':>8}   "
         f"{'seconds (ours, theirs)':<24}{'CPU s':<14}{'MiB':<12}")
 
@@ -42,6 +42,7 @@ def main() -> None:
         print(f"{machine()}; disks of {size}, {options.rounds} rounds; ratio > 1: p2v is faster")
         rows = measure(folder, total, options)
         more = extremes.rows(folder) if FIGURES in options.jobs else []
+        more += twolegs.rescue() if RESCUE in options.jobs else []
         lines = extremes.lines(folder, total // 2) if LINES in options.jobs else []
     print("\n".join([*(figure.text() for figure in more), *(line.text() for line in lines)]))
     if options.json:
@@ -56,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="quick", help=f"of the disks: quick ({QUICK}), or a number with M or G")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None, help="where disks and images lie; default: a temporary one")
-    names = [*jobs(), FIGURES, LINES]
+    names = [*jobs(), FIGURES, LINES, RESCUE]
     parser.add_argument("--jobs", nargs="+", choices=names, default=names, help="which; default: all")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     parser.add_argument("--plot", type=Path, help="a file for the plot, an SVG")

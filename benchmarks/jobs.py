@@ -154,6 +154,8 @@ PLAIN = {
 
 def jobs() -> dict[str, Job]:
     """All jobs by name, in the order of the table."""
+    from benchmarks import twolegs  # made of what is here
+
     found = {"raw": Job("server", p2v("raw"), {
         **qemu_img("raw"),
         "nbdcopy": program("nbdcopy", "SRC", "OUT"),
@@ -168,7 +170,7 @@ def jobs() -> dict[str, Job]:
         found[f"{name}, used"] = Job("server", p2v(name, spared), qemu_img(*words), {"qemu-img": 2.0})
     for name in ("raw", "qcow2"):
         found[f"{name}, used, no holes"] = Job("solid", p2v(name, spared), qemu_img(*PLAIN[name]), {"qemu-img": 2.0})
-    return found | packed() | {
+    return found | packed() | twolegs.jobs() | {
         "NTFS volume": Job("volume", p2v("raw", free_clusters), {
             "partclone -a0": program("partclone.ntfs", "-c", "-a0", "-q", "-F", "-L", os.devnull, "-s", "SRC",
                                      "-O", "OUT"),

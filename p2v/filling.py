@@ -50,6 +50,8 @@ class Pair:
 
     primary: what was copied, edits included. twin: the same with the other leg. names: of the legs. in_step: does a
     comparison say that they hold the same? within: the mirror's place on the disk; None for all of it.
+    coarse: primary was copied through coarse.Coarse, so that what is BAD may be readable in part: where the twin must
+    not help, or cannot, it is read as a rescue does.
     stale_too: the user's word that a twin that is not in step may fill, but for what lies in except_in.
     """
 
@@ -58,6 +60,7 @@ class Pair:
     names: tuple[str, str]
     in_step: bool
     within: Range | None = None
+    coarse: bool = False
     stale_too: bool = False
     except_in: tuple[Range, ...] = ()
 
@@ -70,16 +73,22 @@ def fill(
 
     report, extents: of the copy. writer: of the image, all copied, not finished; form: its format. retries: of what
     neither leg gives. The writer's checkpoints of before are of other digests: keep a new one, or none.
-    Raises WriteError, Cancelled. A leg that goes away leaves what is not filled yet, with a finding.
+    Raises WriteError, Cancelled; ValueError for a coarse copy into a SEQUENTIAL format. A leg that goes away leaves
+    what is not filled yet, with a finding.
     """
     bad = [Range(extent.offset, extent.length) for extent in report.bad]
     wanted = intersection(bad, [pair.within]) if pair.within else bad
     if not wanted:
         return Filling(report)
+    if form.SEQUENTIAL and pair.coarse:
+        raise ValueError(f"{form.NAME} cannot be filled: copy it with care")
     refusal = _refusal(wanted, form, pair)
-    if refusal is not None:
+    if refusal is not None and not pair.coarse:
         return Filling(report, (), (refusal,))
-    return _Fill(report, extents, writer, pair, bad, wanted, retries).run(progress, cancel)
+    done = _Fill(report, extents, writer, pair, bad, wanted, retries).run(progress, cancel)
+    left = intersection([Range(extent.offset, extent.length) for extent in done.report.bad], wanted)
+    refusal = _refusal(left, form, pair) if left else None
+    return replace(done, findings=(*done.findings, refusal)) if refusal is not None else done
 
 
 def _refusal(wanted: Sequence[Range], form: ImageFormat, pair: Pair) -> Finding | None:
@@ -105,7 +114,8 @@ class _Fill:
                  bad: Sequence[Range], wanted: Sequence[Range], retries: int) -> None:
         self._report, self._writer, self._pair, self._retries = report, writer, pair, retries
         self._bad, self._wanted = _Ranges(bad), _Ranges(wanted)
-        self._allowed = _Ranges(wanted if pair.in_step else without(wanted, union(pair.except_in)))
+        stale = without(wanted, union(pair.except_in)) if pair.stale_too else []
+        self._allowed = _Ranges(wanted if pair.in_step else stale)  # from the twin
         self._needed = _Ranges(union(Range(e.offset, e.length) for e in extents if e.kind in (Kind.DATA, Kind.BAD)))
         self._digests = copy.deepcopy(report.digests)
         self._found_zero = 0  # more than the copy found
@@ -228,7 +238,8 @@ class _Fill:
     def _from(self, number: int, part: Range) -> Filled:
         first, second = self._pair.names
         if number == 0:
-            return Filled(part, first, f"{first} could be read after all, at another try")
+            return Filled(part, first, f"{first} could be read after all, " + (
+                "looked at closely" if self._pair.coarse else "at another try"))
         if self._pair.in_step:
             return Filled(part, second, f"{first} cannot be read there; {second} can, and the two are in step")
         return Filled(part, second, f"{first} cannot be read there; {second} is stale, but you said to take it")
