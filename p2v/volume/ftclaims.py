@@ -16,6 +16,7 @@ from p2v.volume.fthives import ToldByHive
 from p2v.volume.ftregistry import KEY, VALUE, DiskRow, FtType, PartitionRow, SetState
 
 NOT_GIVEN = "not given"
+MOST_MEMBERS = 32  # that Disk Administrator puts together
 WORDS = {FtType.MIRROR: "mirror", FtType.STRIPE: "stripe set", FtType.STRIPE_WITH_PARITY: "stripe set with parity",
          FtType.VOLUME_SET: "volume set"}
 
@@ -118,8 +119,9 @@ def _claim(told: ToldByHive, kind: FtType, group: int, members: list[ClaimedMemb
     members = sorted(members, key=lambda member: member.row.ft_member)
     numbers = [member.row.ft_member for member in members]
     alone = len({member.key for member in members}) == len(members) and all(m.row.length for m in members)
-    if numbers != list(range(len(members))) or len(members) < 2 or not alone:
-        return _refused(told, f"{WORDS[kind]} {group} has members {', '.join(map(str, numbers))}")
+    if numbers != list(range(len(members))) or not 2 <= len(members) <= MOST_MEMBERS or not alone:
+        listed = ", ".join(map(str, numbers[:MOST_MEMBERS]))
+        return _refused(told, f"{WORDS[kind]} {group} has {len(members)} members, numbered {listed}")
     return Claim(told, kind, group, tuple(members), _state(told, kind, {m.signature for m in members}, len(members)))
 
 

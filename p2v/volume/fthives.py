@@ -22,6 +22,7 @@ from p2v.volume.mbr import CONTAINERS
 
 HIVE = "\\system32\\config\\system"
 HIVE_LIMIT = 64 << 20  # bytes; hives of NT 4 and 2000 have 1 to 13 MB
+HIVES_LIMIT = 16  # Windows side by side on one volume
 ROOT_LIMIT = 512  # folders of a root that are looked into
 INI_LIMIT = 1 << 16
 PLAIN = frozenset({0x01, 0x04, 0x06, 0x07, 0x0B, 0x0C, 0x0E})
@@ -126,7 +127,10 @@ def find_hives(disks: Mapping[str, Source], partitions: Sequence[Partition]) -> 
             yield _unread(partition, "the filesystem", error)
             continue
         for path in paths if files else ():
-            yield from _told(partition, files, path) if files else ()
+            told = list(_told(partition, files, path)) if files else []
+            yield from told
+            if files and any(isinstance(one, Finding) for one in told):
+                yield from _alternate(partition, files, path + ".ALT")
 
 
 def _open(source: Source, known: Filesystem) -> GuestFiles | None:
@@ -136,6 +140,7 @@ def _open(source: Source, known: Filesystem) -> GuestFiles | None:
 def _paths(files: GuestFiles) -> Iterator[str]:
     """Hives below any folder of the root, and below what boot.ini names."""
     roots = {f"\\{name}".lower(): f"\\{name}" for name in list(files.list("\\"))[:ROOT_LIMIT]}
+    found = 0
     ini = files.stat("\\boot.ini")
     if ini and not ini.is_folder and ini.size <= INI_LIMIT:
         for match in _DIRECTORY.finditer(files.read("\\boot.ini")):
@@ -143,8 +148,20 @@ def _paths(files: GuestFiles) -> Iterator[str]:
             roots.setdefault(root.lower(), root)
     for root in roots.values():
         stat = files.stat(root + HIVE)
-        if stat and not stat.is_folder:
+        if stat and not stat.is_folder and found < HIVES_LIMIT:
+            found += 1
             yield root + HIVE
+
+
+def _alternate(partition: Partition, files: GuestFiles, path: str) -> Iterator[ToldByHive | Finding]:
+    """What NT 4 and 2000 load when SYSTEM itself does not load."""
+    try:
+        there = files.stat(path) is not None
+    except GuestError as error:
+        yield _unread(partition, f"the hive {path}", error)
+        return
+    if there:
+        yield from _told(partition, files, path)
 
 
 def _told(partition: Partition, files: GuestFiles, path: str) -> Iterator[ToldByHive | Finding]:
@@ -185,11 +202,14 @@ def _changed(data: bytes, name: str) -> datetime | None:
     """When the key with the description was written."""
     from p2v.registry.cells import Cells, fold
 
-    cells = Cells(data, name)
-    for offset in cells.subkeys(cells.key(cells.base.root)):
-        key = cells.key(offset)
-        if fold(cells.key_name(offset, key)) == fold(KEY):
-            return _date(key.timestamp)
+    try:
+        cells = Cells(data, name)
+        for offset in cells.subkeys(cells.key(cells.base.root)):
+            key = cells.key(offset)
+            if fold(cells.key_name(offset, key)) == fold(KEY):
+                return _date(key.timestamp)
+    except GuestError:
+        return None  # the value was read: a cell that is damaged elsewhere takes no more than its date
     return None
 
 

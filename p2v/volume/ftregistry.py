@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 KEY, VALUE = "DISK", "Information"  # below the root of the hive SYSTEM
 LIMIT = 1 << 18  # bytes; 32 disks of 32 partitions take 54 KB
-NEXT = ("leave it to p2v to say which copies there are, or let Disk Administrator save its configuration "
-        "on the machine and copy the disks again")
+NEXT = ("name the copy to read with --leg; or save the configuration anew with Disk Administrator on the machine, "
+        "and copy its disks again")
 
 _Row = TypeVar("_Row", bound="DataclassInstance")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fixtures import fttiny, hives
 from fixtures.ft import Row, information
 from fixtures.ftdata import FtData, build_data
+from p2v.choosing import settle
 from p2v.errors import Finding, Severity
 from p2v.filesystem import examine, open_files
 from p2v.model import SECTOR, Leg, Member, Mirror, Partition, Range, Source, Volume, read
@@ -189,6 +190,11 @@ def test_without_a_hive_a_pair_waits_for_the_user() -> None:
     mirror = only_mirror(found)
     assert [copy.disk for copy in mirror.legs] == ["disk0", "disk1"] and all(copy.against for copy in mirror.legs)
     assert "--leg" in findings(found, "two halves")[0].next and not errors(found)
+    layout = find_volumes(sources(leg(None, FIRST), leg(None, SECOND)))
+    assert [f.severity for f in settle(layout).findings] == [Severity.ERROR]
+    settled = settle(layout, {"": "disk1"})
+    assert settled.legs[mirror.name].leg == "disk1" and settled.layout.volumes[0].layout == "mirrored"
+    assert not [f for f in settled.findings if f.severity is Severity.ERROR]
 
 
 def test_without_a_hive_three_copies_are_not_guessed_at() -> None:
@@ -270,7 +276,7 @@ def test_hives_that_contradict_each_other() -> None:
 def test_members_that_do_not_count_from_0(numbers: tuple[int, int]) -> None:
     value = information([(signature, [Row(START, LENGTH, "C", FtType.MIRROR, 0, number)])
                          for number, signature in zip(numbers, (FIRST, SECOND), strict=True)])
-    assert findings(find(leg(value, FIRST), leg(value, SECOND)), f"has members {numbers[0]}, {numbers[1]}")
+    assert findings(find(leg(value, FIRST), leg(value, SECOND)), f"has 2 members, numbered {numbers[0]}, {numbers[1]}")
 
 
 def test_a_leg_on_a_disk_that_is_cut_short() -> None:
