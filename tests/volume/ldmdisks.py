@@ -131,7 +131,7 @@ class Ldm(Sparse):
     def change(self, name: str, **values: object) -> None:
         """Other values in a record that still fits its slots."""
         record, places = self.records()[name]
-        self._store(replace(record, **values), places)
+        self.store(replace(record, **values), places)
 
     def delete(self, *records: str) -> None:
         """Free the slots of records, and count them no more."""
@@ -146,7 +146,8 @@ class Ldm(Sparse):
             counts = replace(counts, **{field: getattr(counts, field) - 1})
         self.change_vmdb(committed=counts, pending=counts)
 
-    def _store(self, record: Record, places: tuple[int, ...]) -> None:
+    def store(self, record: Record, places: tuple[int, ...]) -> None:
+        """Put a record into these slots."""
         data = ldm.KINDS[record.kind][0].build(_values(record) | {"length": 0})
         data = data[:4] + (len(data) - 8).to_bytes(4, "big") + data[8:]
         assert len(data) <= 112 * len(places), "the record no longer fits its slots"

@@ -6,21 +6,25 @@ import json
 import lzma
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from fixtures import ldm as writer
+from fixtures import ldmgroup
 from p2v.errors import Finding, Severity
 from p2v.filesystem import examine
 from p2v.filesystem.reader import open_files
-from p2v.model import Mirror, Range, Source, Volume
+from p2v.model import Mirror, Range, Source, Volume, read
 from p2v.source.device import open_disk
-from p2v.testing import FaultySource, MemorySource
+from p2v.testing import FaultySource, MemorySource, numbered_sectors
 from p2v.volume import ldm
 from p2v.volume import ldmrecords as records
 from p2v.volume.ldmrecords import Flag
 from tests.volume.ldmdisks import CONFIG, SECTOR, Ldm, disks, names
+from tests.volume.made_tables import sector as table
 
 GROUP = "03c0c4fc-8b6f-402b-9431-4be2e5823b1c"
 PAIR = ("2003r2-mirrored-1", "2003r2-mirrored-2")
@@ -450,6 +454,65 @@ def test_components_that_are_spanned_or_columns_of_several_extents() -> None:
     assert volume.source.size == 2 * 96256 * SECTOR
     assert [(m.disk, m.offset // SECTOR) for m in volume.members] == [
         ("disk0", 63), ("disk0", 63 + 61440), ("disk1", 63), ("disk1", 63 + 61440)]
+
+
+def test_a_retained_logical_partition_is_the_leg_s_own() -> None:
+    disk = Ldm(PAIR[0])
+    disk.patch(0, table([(5, 10, 96380)]))
+    disk.patch(10 * SECTOR, table([(0x42, 53, 96256)]))
+    (mirror,) = Found({"disk0": disk}).mirrors.values()
+    partition = mirror.legs[0].partition
+    assert partition and partition.logical and partition.offset == mirror.legs[0].member.offset
+    disk.patch(10 * SECTOR, table([(0x42, 54, 96255)]))
+    (mirror,) = Found({"disk0": disk}).mirrors.values()
+    assert mirror.legs[0].partition is None
+
+
+def made(group: ldmgroup.Group, sectors: int = 4096) -> dict[str, Source]:
+    """Small disks of a group, every sector with the disk's and its own number."""
+    given: dict[str, Source] = {}
+    for index, member in enumerate(group.disks):
+        data = bytearray(numbered_sectors(f"disk{index}", sectors * SECTOR))
+        data[:SECTOR] = table([(0x42, 63, sectors - 2048 - 63)])
+        place = ldmgroup.Place(63, sectors - 2048 - 63, sectors - 2048)
+        database = ldmgroup.database(group, member.name, place)
+        data[6 * SECTOR:7 * SECTOR] = writer.head_sector(database.head)
+        data[place.private_start * SECTOR:] = writer.private_region(database)
+        given[f"disk{index}"] = MemorySource(bytes(data), name=f"disk{index}")
+    return given
+
+
+def test_a_leg_may_be_a_stripe_itself() -> None:
+    four = ("Disk1", "Disk2", "Disk3", "Disk4")
+    components = tuple(ldmgroup.Component(tuple(ldmgroup.Run(disk, 10 * leg, 256, column=column)
+                                                for column, disk in enumerate(four[2 * leg:2 * leg + 2])),
+                                          records.STRIPED, 128) for leg in (0, 1))
+    group = ldmgroup.Group("Dg0", ldmgroup.guid("g"), tuple(ldmgroup.Disk(name, ldmgroup.guid(name)) for name in four),
+                           (ldmgroup.Volume("Volume1", 512, ldmgroup.guid("v"), components, "D:"),))
+    given = made(group)
+    found = Found(given)
+    (mirror,) = found.mirrors.values()
+    assert not found.findings and mirror.size == 512 * SECTOR
+    for number, leg in enumerate(mirror.legs):
+        assert leg.disk == f"disk{2 * number}" and leg.member.offset == (63 + 10 * number) * SECTOR
+        for chunk, (disk, row) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
+            expected = read(given[f"disk{2 * number + disk}"], (63 + 10 * number + 128 * row) * SECTOR, 128 * SECTOR)
+            assert read(leg.source, chunk * 128 * SECTOR, 128 * SECTOR) == expected
+    without = Found({id: disk for id, disk in given.items() if id != "disk3"})
+    (mirror,) = without.mirrors.values()
+    assert [leg.disk for leg in mirror.legs] == ["disk0"] and "Disk4" in mirror.missing[0]
+
+
+def test_system_and_boot_volumes_and_records_of_revision_4() -> None:
+    disk, twin = disks(*PAIR).values()
+    for one in (disk, twin):
+        one.change("Volume3", flags=0x11 | Flag.VOLUME_SYSTEM | Flag.VOLUME_BOOT)
+        for name, guid in (("Disk6", "bfcb718c-3809-44b7-ae62-c94a3bd6b057"),):
+            record, places = one.records()[name]
+            one.store(records.DiskRecord4(0, 0, 0x44, record.id, name, uuid.UUID(guid).bytes, bytes(16), "", 0,
+                                          record.commit_tid), places)
+    (mirror,) = Found({"disk0": disk, "disk1": twin}).mirrors.values()
+    assert mirror.origin.system and mirror.origin.boot and len(mirror.legs) == 2
 
 
 # -- witnesses
