@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from p2v.careful import blank
+from p2v.checkpoint import Checkpoint, Keeper
 from p2v.copy import CopyReport, hand_over
 from p2v.errors import Cancelled, Finding, ReadError, Severity, Where
 from p2v.extents import append, intersection, union, without
@@ -67,12 +68,13 @@ class Pair:
 
 def fill(
     report: CopyReport, extents: Sequence[Extent], writer: ImageWriter, form: ImageFormat, pair: Pair, *,
-    retries: int = 0, progress: Progress = no_progress, cancel: Cancel | None = None,
+    retries: int = 0, keeper: Keeper | None = None, progress: Progress = no_progress, cancel: Cancel | None = None,
 ) -> Filling:
     """Fill the BAD ranges of a copy.
 
     report, extents: of the copy. writer: of the image, all copied, not finished; form: its format. retries: of what
-    neither leg gives. The writer's checkpoints of before are of other digests: keep a new one, or none.
+    neither leg gives. keeper: is given a checkpoint when something was filled, for the digests are others then; cut
+    short before, the same filling can be done again.
     Raises WriteError, Cancelled; ValueError for a coarse copy into a SEQUENTIAL format. A leg that goes away leaves
     what is not filled yet, with a finding.
     """
@@ -86,9 +88,24 @@ def fill(
     if refusal is not None and not pair.coarse:
         return Filling(report, (), (refusal,))
     done = _Fill(report, extents, writer, pair, bad, wanted, retries).run(progress, cancel)
+    if keeper is not None and done.filled:
+        chunks = {index for one in done.filled for index in chunks_of(one.range)}
+        keeper.keep(_checkpoint(done.report, extents, keeper.tie, writer.checkpoint()), sorted(chunks), report.size)
     left = intersection([Range(extent.offset, extent.length) for extent in done.report.bad], wanted)
     refusal = _refusal(left, form, pair) if left else None
     return replace(done, findings=(*done.findings, refusal)) if refusal is not None else done
+
+
+def chunks_of(span: Range) -> range:
+    """The numbers of the chunks that a range touches."""
+    return range(span.offset // CHUNK, -(-span.end // CHUNK))
+
+
+def _checkpoint(report: CopyReport, extents: Sequence[Extent], tie: str, state: bytes) -> Checkpoint:
+    """Of a copy that is through. What extents call BAD is not repeated in it."""
+    known = [Range(extent.offset, extent.length) for extent in extents if extent.kind is Kind.BAD]
+    bad = without([Range(extent.offset, extent.length) for extent in report.bad], known)
+    return Checkpoint(tie, report.size, state, report.counts["found_zero"], tuple(bad), report.seconds, report.digests)
 
 
 def _refusal(wanted: Sequence[Range], form: ImageFormat, pair: Pair) -> Finding | None:
@@ -126,8 +143,7 @@ class _Fill:
 
     def run(self, progress: Progress, cancel: Cancel | None) -> Filling:
         begun = time.monotonic()
-        todo = sorted({index for span in self._wanted.ranges
-                       for index in range(span.offset // CHUNK, -(-span.end // CHUNK))})
+        todo = sorted({index for span in self._wanted.ranges for index in chunks_of(span)})
         total, careful = len(todo), False
         for careful in (False, True):
             later = []

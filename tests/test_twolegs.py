@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from p2v.coarse import Coarse
 from p2v.comparing import compare
-from p2v.copy import plan_copy, run_copy, verify_copy
+from p2v.copy import plan_copy, report_of, run_copy, verify_copy
 from p2v.errors import Cancelled, ReadError, Where
 from p2v.extents import intersection, union, without
 from p2v.filesystem import examine
 from p2v.filesystem.hit import file_extents
 from p2v.filling import Pair, fill
 from p2v.formats import FORMATS
+from p2v.keeping import CopyLog, Job, copy_image
 from p2v.model import Extent, Kind, Range
 from p2v.outlets import Nowhere
 from p2v.owners import classify, protected_ranges
@@ -432,6 +433,23 @@ def test_a_leg_that_goes_away_leaves_the_rest_bad(gone):
     assert filling.report.bad[-1].offset == 3 * MIB
     assert any("went away" in said.what for said in filling.findings)
     assert image.content[4096 : 4096 + 512] == content[4096 : 4096 + 512]
+
+
+def test_what_was_filled_is_kept_and_the_same_filling_may_be_done_again(tmp_path):
+    content = noise(4 * MIB)
+    primary, twin = leg(content, (MIB + 4096, 1024), (3 * MIB, 512)), leg(content, (MIB + 4096, 512))
+    extents, pair = plan_copy(primary), Pair(primary, twin, ("disk0", "disk1"), True)
+    job = Job(RAW, tmp_path / "image", CopyLog(tmp_path, "disk0"), "tie")
+    report, writer = copy_image(primary, extents, job)
+    once = fill(report, extents, writer, RAW, pair, keeper=job.keeper())
+    saved = report_of(job.log.load(), extents)
+    assert (saved.digests, saved.counts, saved.bad) == (once.report.digests, once.report.counts, once.report.bad)
+    again = fill(report, extents, writer, RAW, pair)
+    assert (again.filled, again.report.digests) == (once.filled, once.report.digests)
+    writer.finish()
+    image = RAW.read(str(tmp_path / "image"))
+    verify_copy(image, saved)
+    image.close()
 
 
 def test_filling_can_be_stopped():
