@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from p2v import newtable
 from p2v.choosing import settle
 from p2v.errors import Finding, P2VError, PlanError, Severity, Where
+from p2v.guest.facts import windows_folders
 from p2v.model import (
     SECTOR,
     BytesChange,
     Collapsed,
+    GuestFiles,
     Member,
     Partition,
     Piece,
@@ -39,7 +41,6 @@ from p2v.volume.mbr import CONTAINERS
 HEAD = 1 << 20  # bytes in front of, and at least behind, the volume on a disk of its own
 DYNAMIC, FT_BIT = 0x42, 0x80
 FT_BASES = (0x06, 0x07, 0x0B, 0x0C)  # with FT_BIT: members of NT's fault-tolerant sets
-LOADER = ("\\ntldr",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +117,17 @@ class _Collapse:
 
     @cached_property
     def system(self) -> Volume | None:
-        """The volume that the server started from: with ntldr, on an active partition if one is; None: unknown."""
+        """The volume that the VM starts from: with ntldr, on an active partition if one is; None: unknown.
+
+        Where the disk with ntldr is gone, the one with Windows: the loader's files are put there (boot-files).
+        """
         def rank(volume: Volume) -> tuple[bool, bool]:
             active = any(p.active and p.offset <= m.offset < p.offset + p.length
                          for m in volume.members for p in self.partitions.get(m.disk, ()))
             return active, bool(volume.origin and volume.origin.system)
 
-        found = [volume for volume in self.volumes.values() if _has(volume, LOADER)]
+        found = [volume for volume in self.volumes.values() if _looked(volume, _has_loader)]
+        found = found or [volume for volume in self.volumes.values() if _looked(volume, _has_windows)]
         return max(found, key=rank, default=None)
 
     @cached_property
@@ -352,13 +357,21 @@ class _Collapse:
             yield b"DMIO:ID:" + guid[3::-1] + guid[5:3:-1] + guid[7:5:-1] + guid[8:]
 
 
-def _has(volume: Volume, paths: Sequence[str]) -> bool:
+def _looked(volume: Volume, holds: Callable[[GuestFiles], bool]) -> bool:
+    """Does a volume's content hold something? What cannot be read does not."""
     from p2v.filesystem import examine, open_files
 
     with contextlib.suppress(P2VError):
-        files = open_files(volume.source, examine(volume.source))
-        return all(files.stat(path) is not None for path in paths)
+        return holds(open_files(volume.source, examine(volume.source)))
     return False
+
+
+def _has_loader(files: GuestFiles) -> bool:
+    return files.stat("\\ntldr") is not None
+
+
+def _has_windows(files: GuestFiles) -> bool:
+    return any(windows_folders(files))
 
 
 def _is_plain(volume: Volume, member: Member) -> bool:

@@ -80,9 +80,9 @@ def find_system(guest: Disks) -> System:
     """Follow the boot chain to the default Windows. Raises Unsupported, GuestError."""
     readable, findings = _readable(guest)
     system_volume = _system_volume(guest, readable)
-    trees = [(name, root) for name, files in readable.items() for root in _trees(files)]
+    trees = [(name, root) for name, files in readable.items() for root in windows_folders(files)]
     if not system_volume:
-        raise _nothing(readable, trees)
+        return replace(_without_loader(guest, readable, trees), findings=tuple(findings))
     files = readable[system_volume]
     ini_name = spelled(files, "", "boot.ini")
     if ini_name is None:
@@ -136,7 +136,7 @@ def _system_volume(guest: Disks, readable: Mapping[str, GuestFiles]) -> str:
     return max(loaders, key=rank, default="")
 
 
-def _trees(files: GuestFiles) -> Iterator[str]:
+def windows_folders(files: GuestFiles) -> Iterator[str]:
     """Folders of the root that hold a Windows."""
     for name in list(files.list("\\"))[:_ROOT_LIMIT]:
         if files.stat(f"\\{name}{SYSTEM_HIVE}") is not None:
@@ -153,6 +153,17 @@ def _nothing(readable: Mapping[str, GuestFiles], trees: Sequence[tuple[str, str]
     seen = seen or [f"no sign of a system on {', '.join(readable) or 'any volume'}"]
     return Unsupported("no Windows NT 4, 2000, XP or 2003 was found", Where(item=", ".join(readable)),
                        "; ".join(seen), "give all disks of the server, its boot disk first")
+
+
+def _without_loader(guest: Disks, readable: Mapping[str, GuestFiles], trees: Sequence[tuple[str, str]]) -> System:
+    """A mirror whose other disk died with the active partition: the one Windows there is; the loader must be given.
+
+    Raises Unsupported for anything else.
+    """
+    if guest.collapsed is None or len(trees) != 1:
+        raise _nothing(readable, trees)
+    volume, root = trees[0]
+    return System(volume, volume, root)
 
 
 def _without_ini(system_volume: str, trees: Sequence[tuple[str, str]]) -> System:

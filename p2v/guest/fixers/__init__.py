@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2v.guest.fixers import (
+    boot_files,
     boot_ini,
     boot_sectors,
     boot_storage,
@@ -21,6 +22,7 @@ from p2v.model import Fixer
 
 FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes first
     boot_sectors,
+    boot_files,
     boot_ini,
     dissolved_sets,
     hive_files,

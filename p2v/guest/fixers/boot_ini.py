@@ -35,7 +35,7 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: A
     path = "\\" + name
     before = files.read(path)
     old = bootini.parse(before, path)
-    new, said, reasons = _resolved(guest, old)
+    new, said, reasons = resolved(guest, old)
     yield from said
     new, reasons = _diagnostic(guest, new, reasons)
     if facts.spelled(files, "", "ntbootdd.sys"):
@@ -49,8 +49,8 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: A
             yield FileChange(volume, path, Content(before), Content(new.data), "; ".join(reasons), NAME)
 
 
-def _resolved(guest: Guest, ini: BootIni) -> tuple[BootIni, list[Finding], list[str]]:
-    """Every path that the VM's BIOS cannot follow becomes multi()."""
+def resolved(guest: Guest, ini: BootIni) -> tuple[BootIni, list[Finding], list[str]]:
+    """Every path that the VM's BIOS cannot follow becomes multi(); what leads nowhere; the reasons."""
     said: list[Finding] = []
     reasons: list[str] = []
     default = ini.default_line
