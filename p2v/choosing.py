@@ -141,7 +141,7 @@ def _opinion(mirror: Mirror) -> _Opinion:
     for index, leg in enumerate(mirror.legs):
         seen = {other.disk: _seen_from(index, verdicts, number) for number, other in enumerate(mirror.legs)
                 if number != index}
-        if all(judgement in (Judgement.FIRST, Judgement.SAME) for judgement in seen.values()) and not leg.against:
+        if all(judgement in (Judgement.FIRST, Judgement.SAME) for judgement in seen.values()):
             alike = tuple(disk for disk, judgement in seen.items() if judgement is Judgement.SAME)
             return _Opinion(leg, histories, reasons, (), alike)
     return _Opinion(None, histories, reasons, (UNDECIDED,))

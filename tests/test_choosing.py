@@ -305,6 +305,14 @@ def test_a_word_that_fits_nothing_names_what_is_there(volume: bytes, key: str, d
     assert "no volume of these disks is a mirror" in caught.value.why
 
 
+def test_a_letter_that_two_groups_use_needs_the_disk_in_both(volume: bytes) -> None:
+    first = mirror(leg("disk0", volume), leg("disk1", volume), letter="C:")
+    second = mirror(leg("disk2", volume), leg("disk3", volume), name="ldm.Volume2", letter="C:")
+    with pytest.raises(PlanError, match="there is no such leg"):
+        settled(first, second, chosen={"C:": "disk0"})
+    assert settled(first, second, chosen={"ldm.Volume1": "disk1"}).legs["ldm.Volume1"].leg == "disk1"
+
+
 def test_options_name_the_volume_where_letters_are_not_clear(volume: bytes, newer: bytes) -> None:
     pair = leg("disk0", newer), leg("disk1", volume)
     result = settled(mirror(*pair, letter="C:"), mirror(*pair, name="ldm.Volume2", letter="C:"))
