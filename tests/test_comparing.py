@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import random
 import threading
 import time
@@ -21,6 +22,7 @@ from p2v.model import Extent, Filesystem, Kind, Range, read
 from p2v.owners import Owner, classify, draw, protected_ranges, told
 from p2v.source.device import DeviceGone
 from p2v.testing import FaultySource, MemorySource
+from p2v.volume import find_volumes
 from tests.filesystem.made_ntfs import make, stream_place
 
 MIB = 1 << 20
@@ -244,6 +246,24 @@ def test_a_part_in_its_own_bytes():
                        ((Range(512 * 9, 1024),), ()), 0, (Range(40 * 512, 60 * 512),))
     assert cut(found, Range(10 * 512, 20 * 512)) == Comparison(
         20 * 512, ("a", "b"), 20 * 512, (Range(10 * 512, 512),), 512, ((Range(0, 512),), ()), 0, ())
+
+
+def test_a_real_mirror_of_windows_2003_is_equal_and_named_when_it_is_not(corpus):
+    """Two disks of a real LDM mirror: cmp finds other bytes in the MBR and the private region alone."""
+    disks = [bytearray(lzma.decompress((corpus / "ldm" / f"ldm-2003r2-mirrored-{n}.img.xz").read_bytes()))
+             for n in (1, 2)]
+    sources = {f"disk{n}": MemorySource(disk, f"disk{n}") for n, disk in enumerate(disks)}
+    (mirror,) = find_volumes(sources).mirrors
+    legs = [one.source for one in mirror.legs]
+    found = compare(legs, size=mirror.size, names=[one.disk for one in mirror.legs])
+    filesystem = examine(legs[0])
+    assert found.equal and found.compared == mirror.size and filesystem.kind == "ntfs"
+    bitmap = next(places[0] for path, places in file_extents(legs[0], filesystem) if path == "\\$Bitmap")
+    second = mirror.legs[1]
+    disks[int(second.disk[-1])][second.member.offset + bitmap.offset] ^= 1
+    found = compare(legs, size=mirror.size)
+    owners = classify(found, legs[0], filesystem)
+    assert found.differences == (Range(bitmap.offset, 512),) and owners.metadata == (("\\$Bitmap", 512),)
 
 
 # --- owners
