@@ -143,9 +143,9 @@ def _broken(group: Group, broken: Sequence[tuple[VolumeRecord, LayoutError]]) ->
 def _absent(group: Group, elsewhere: Sequence[str]) -> Iterator[Finding]:
     missing = [group.called(number) for number in group.view.disks if group.given(number) is None]
     if missing:
-        why = f"volumes wholly on them: {some(elsewhere)}" if elsewhere else "no volume is wholly on them"
+        volumes = f"volumes wholly on them: {some(elsewhere)}" if elsewhere else "no volume is wholly on them"
         yield Finding(f"disk group {printable(group.name)}: {len(missing)} of its {len(group.view.disks)} disks were "
-                      f"not given: {some(missing)}", group.described_by.where, why,
+                      "not given", group.described_by.where, f"{some(missing)}; {volumes}",
                       "nothing, if they are not needed; otherwise give them, too", Severity.WARNING)
 
 
