@@ -8,7 +8,7 @@ from typing import Protocol
 
 from p2v.errors import Finding
 from p2v.model import Member, Mirror, Partition, Range, Source, Volume
-from p2v.volume import firmware, ftdisk, gpt, ldm, mbr, md
+from p2v.volume import firmware, ftdisk, gpt, ldm, lvm, mbr, md
 
 
 class VolumeReader(Protocol):
@@ -23,7 +23,7 @@ class VolumeReader(Protocol):
         """
 
 
-READERS: Sequence[VolumeReader] = (md, firmware, mbr, gpt, ldm, ftdisk)
+READERS: Sequence[VolumeReader] = (md, firmware, lvm, mbr, gpt, ldm, ftdisk)
 """Those whose sets can take whole disks come first: what they claim, the others do not see."""
 METADATA: Sequence[Callable[[Source], Iterable[Range]]] = (md.superblocks, firmware.metadata, ldm.private_bytes)
 """Each finds its manager's own bytes on a disk."""

@@ -47,6 +47,8 @@ class Format:
         sectors = place.source.size // SECTOR
         for spot in self.spots:
             at = (spot if spot >= 0 else sectors + spot) * SECTOR
+            if at <= 0:  # a disk so small is no member of anything
+                continue
             data = look(place, at, self.length, f"the metadata of a {self.maker} set")
             if isinstance(data, Finding):
                 return data

@@ -46,7 +46,7 @@ def find(disks: Mapping[str, Source]) -> Iterator[Volume | Mirror | Member | Fin
     """The sets on these disks. A Member is a disk that no other reader may read."""
     copies: list[Copy] = []
     for place in places(disks):
-        if place.partition is not None:
+        if not place.whole:
             continue
         for found in _look_at(place):
             if isinstance(found, Copy):

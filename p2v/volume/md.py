@@ -59,6 +59,11 @@ def find(disks: Mapping[str, Source]) -> Iterator[Volume | Mirror | Member | Fin
         yield from _array(uuid, list(members), names)
 
 
+def is_member(place: Place) -> bool:
+    """Does a place carry the superblock of an array?"""
+    return _device(place)[0] is not None
+
+
 def superblocks(source: Source) -> list[Range]:
     """Where md superblocks lie on a disk, those in its partitions included."""
     found = []
@@ -115,8 +120,8 @@ def _is_leftover(place: Place, version: str, at: int) -> bool:
 
 def _inside_another(device: Device, devices: Sequence[Device]) -> bool:
     """Is this a partition of a disk that is a member as a whole? Then its superblock belongs to what is inside."""
-    return device.place.partition is not None and any(
-        other.place.disk == device.place.disk and other.place.partition is None for other in devices)
+    return not device.place.whole and any(
+        other.place.disk == device.place.disk and other.place.whole for other in devices)
 
 
 def _no_superblock(place: Place) -> Finding:

@@ -8,27 +8,29 @@ from dataclasses import dataclass
 from p2v.errors import Finding, ReadError, Severity, Where
 from p2v.model import Member, Partition, Source, Volume, read
 from p2v.source.window import Window
-from p2v.volume import mbr
+from p2v.volume import gpt, mbr
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """A whole disk, or a partition of one.
 
-    source: its bytes. offset: where they begin on the disk. partition: None for a whole disk.
-    covered: of a whole disk, the byte ranges (start, end) that its own table gives to partitions.
+    source: its bytes. offset: where they begin on the disk. partition: its entry in an MBR's table; None for a
+    whole disk and in a GPT. covered: of a whole disk, the byte ranges (start, end) that its own tables give to
+    partitions.
     """
 
     disk: str
     source: Source
     offset: int
+    whole: bool = True
     partition: Partition | None = None
     covered: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
         """What the user would call it."""
-        return self.disk if self.partition is None else self.source.name
+        return self.disk if self.whole else self.source.name
 
     @property
     def claim(self) -> Member:
@@ -48,10 +50,11 @@ def places(disks: Mapping[str, Source]) -> Iterator[Place]:
     """Every disk, followed by its partitions. What is wrong with the tables is told by their own readers."""
     for disk, source in disks.items():
         found = [v for v in mbr.find({disk: source}) if isinstance(v, Volume) and v.partition]
+        found += [v for v in gpt.find({disk: source}) if isinstance(v, Volume)]
         covered = tuple((m.offset, m.offset + m.length) for v in found for m in v.members)
         yield Place(disk, source, 0, covered=covered)
         for volume in found:
-            yield Place(disk, volume.source, volume.members[0].offset, volume.partition)
+            yield Place(disk, volume.source, volume.members[0].offset, False, volume.partition)
 
 
 def look(place: Place, offset: int, length: int, what: str) -> bytes | Finding:

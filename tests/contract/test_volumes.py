@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixtures import ldm, ldmgroup, md
+from fixtures import firmware, fttiny, ldm, ldmgroup, lvm, md
+from fixtures.ft import Row
 from p2v.errors import Finding
 from p2v.model import Member, Mirror, Partition, Range, Volume, read
 from p2v.testing import FaultySource, MemorySource, numbered_sectors
 from p2v.volume import READERS, Layout, VolumeReader, find_volumes
+from p2v.volume.ftregistry import FtType
 from tests.volume.made_tables import gpt as make_gpt
 from tests.volume.made_tables import sector as table_sector
 
@@ -36,6 +38,28 @@ def md_disk() -> bytes:
     return bytes(data)
 
 
+def ft_disk() -> bytes:
+    """A volume set of two partitions, and a third one with the hive that describes it."""
+    places = ((1100 * 512, 500 * 512), (2100 * 512, 700 * 512))
+    rows = [Row(offset, length, "D", FtType.VOLUME_SET, 0, number) for number, (offset, length) in enumerate(places)]
+    data = fttiny.disk(fttiny.hive(fttiny.described(rows)), [(0x87, 1100, 500), (0x87, 2100, 700)])
+    return bytes(data)
+
+
+def firmware_disk() -> bytes:
+    """One of two members of a DDF RAID 1, which ends in front of the metadata."""
+    data = bytearray(numbered_sectors("disk0", SIZE))
+    for sector, content in firmware.ddf(SIZE // 2, 0)(SIZE // 512).items():
+        data[sector * 512:sector * 512 + len(content)] = content
+    return bytes(data)
+
+
+def lvm_disk() -> bytes:
+    """A volume group with one volume on a whole disk."""
+    text = lvm.group({"root": lvm.volume(lvm.striped(0, 4, [("pv0", 2)]))}, physical=1)
+    return lvm.physical_volume(0, text, numbered_sectors("disk0", SIZE - lvm.DATA))
+
+
 def gpt_disk() -> bytes:
     """One basic data partition."""
     data = bytearray(numbered_sectors("disk0", SIZE))
@@ -59,11 +83,12 @@ def ldm_disk() -> bytes:
 
 DISKS = {
     "gpt": gpt_disk(), "ldm": ldm_disk(),
-    "mbr": mbr_disk(), "md": md_disk(),
+    "firmware": firmware_disk(), "lvm": lvm_disk(), "ftdisk": ft_disk(), "mbr": mbr_disk(), "md": md_disk(),
 }
 """By the reader's NAME, a disk on which it finds volumes: each new reader brings one."""
 SECTORS = {
     "gpt": (1, 2), "ldm": (6, 2048 + 1, 2048 + 17, 2048 + 18, 2048 + 19),
+    "firmware": (3840, 3842, 3846, 4095), "lvm": (1, 8, 9), "ftdisk": (fttiny.HIVE_SECTOR,),
     "mbr": (0, 2000), "md": (8,),
 }
 """By the reader's NAME, where the metadata of that disk lies."""
@@ -77,9 +102,12 @@ def reader(request: pytest.FixtureRequest) -> VolumeReader:
 
 def test_volumes_are_the_bytes_of_their_members(reader: VolumeReader) -> None:
     data = DISKS[reader.NAME]
-    volumes = [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume)]
-    assert volumes and len({v.name for v in volumes}) == len(volumes)
-    for volume in volumes:
+    found = [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume | Mirror)]
+    assert found and len({v.name for v in found}) == len(found)
+    for leg in (leg for mirror in found if isinstance(mirror, Mirror) for leg in mirror.legs):
+        start, length = leg.member.offset, leg.member.length
+        assert read(leg.source, 0, length) == data[start:start + length]
+    for volume in (v for v in found if isinstance(v, Volume)):
         assert volume.source.size == sum(member.length for member in volume.members)
         if volume.layout == "basic":
             (member,) = volume.members
@@ -98,7 +126,7 @@ def test_names_and_numbers_are_stable(reader: VolumeReader) -> None:
 
 def test_nothing_on_an_empty_disk(reader: VolumeReader) -> None:
     for data in (b"", bytes(512), bytes(SIZE)):
-        assert not [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume)]
+        assert not [v for v in reader.find({"disk0": MemorySource(data)}) if isinstance(v, Volume | Mirror | Member)]
 
 
 @settings(deadline=None, max_examples=60)
