@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fixtures import md
+from fixtures import ft, md, mirrors
 from fixtures.disks import Entry, make_disk
 from p2v.choosing import Settled, settle
 from p2v.errors import Finding, PlanError, Severity
@@ -381,3 +382,23 @@ def test_mirrors_of_linux_md(tmp_path: Path, whole: bool) -> None:
             assert read(volume.source, 0, content.size) == content.now.read_bytes()
     assert chosen == {"split": [], "missing": [("disk0", "only one")]} | {
         case: [("disk0", "evidence")] for case in md.CASES if case not in ("split", "missing")}
+
+
+@pytest.mark.parametrize(("case", "current"), [
+    ({}, {"ldm.Volume1": "disk0"}), ({"stale": "C"}, {"ldm.Volume1": "disk0"}),
+    ({"stale": "C", "current_leg": 1}, {"ldm.Volume1": "disk1"}),
+    ({"stale": "C", "unmarked": True, "holes": True}, {"ldm.Volume1": "disk0"}),
+    ({"mixed": True}, {"ldm.Volume1": "disk0", "ldm.Volume2": "disk1"}), ({"split_brain": True}, {})])
+def test_mirrors_of_windows_2003(tmp_path: Path, case: dict[str, Any], current: dict[str, str]) -> None:
+    server = mirrors.build_mirror_2003(tmp_path, **case)
+    disks = [FaultySource(open_disk(str(path)), server.bad.get(path, ())) for path in server.disks]
+    result = settle(find_volumes({f"disk{n}": disk for n, disk in enumerate(disks)}))
+    assert {name: decision.leg for name, decision in result.legs.items()} == current
+    assert all(finding.severity is (Severity.INFO if current else Severity.ERROR) for finding in result.findings)
+
+
+@pytest.mark.parametrize("orphan", [None, 0, 1])
+def test_mirrors_of_nt4(tmp_path: Path, orphan: int | None) -> None:
+    server = ft.build_mirror(tmp_path, orphan=orphan)
+    result = settle(find_volumes({f"disk{n}": open_disk(str(path)) for n, path in enumerate(server.disks)}))
+    assert [decision.leg for decision in result.legs.values()] == [f"disk{server.current}"]
