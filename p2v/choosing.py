@@ -178,7 +178,8 @@ def _said(mirrors: Sequence[Mirror], mirror: Mirror, opinion: _Opinion,
         return (f"the copy on {wish.disk} is read, as you said" + (", and the evidence agrees" if agrees else ""),
                 Severity.INFO if agrees else Severity.WARNING, "nothing")
     if wish:
-        return (f"the copy on {wish.disk} is read because you said so; the evidence does not support it",
+        evidence = f"speaks for {opinion.leg.disk}" if opinion.leg else "does not decide"
+        return (f"the copy on {wish.disk} is read because you said so; the evidence {evidence}",
                 Severity.WARNING, "check in the VM that its newest data is what you expect")
     if opinion.leg is None and len(mirror.legs) == 1:
         return (f"only the copy on {mirror.legs[0].disk} is here, and it is not current", Severity.ERROR,

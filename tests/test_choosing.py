@@ -273,13 +273,19 @@ def test_the_user_decides(volume: bytes, newer: bytes, key: str) -> None:
     result = settled(doubtful, chosen={key: "disk0"})
     assert result.legs["ldm.Volume1"].by == "user" and result.layout.volumes[0].members[0].disk == "disk0"
     finding = only(result)
-    assert finding.severity is Severity.WARNING and "because you said so" in finding.what
+    assert finding.severity is Severity.WARNING and "said so; the evidence does not decide" in finding.what
     assert "split brain" in finding.why and "disk1: committed 9.1" in finding.why
 
 
 def test_the_user_may_agree_with_the_evidence(volume: bytes, newer: bytes) -> None:
     finding = only(settled(mirror(leg("disk0", newer), leg("disk1", volume, OLD)), chosen={"": "disk0"}))
     assert finding.severity is Severity.INFO and "the evidence agrees" in finding.what
+
+
+def test_the_user_may_ask_for_the_stale_leg_and_is_warned(volume: bytes, newer: bytes) -> None:
+    result = settled(mirror(leg("disk0", newer), leg("disk1", volume, OLD)), chosen={"": "disk1"})
+    assert result.legs["ldm.Volume1"].leg == "disk1" and only(result).severity is Severity.WARNING
+    assert "said so; the evidence speaks for disk0" in only(result).what
 
 
 def test_a_name_weighs_more_than_a_letter_and_that_more_than_all(volume: bytes) -> None:
