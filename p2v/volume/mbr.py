@@ -17,7 +17,7 @@ from p2v.binary import parse, parse_bytes
 from p2v.errors import Finding, LayoutError, ReadError, Where
 from p2v.model import SECTOR, Member, Partition, Source, Volume, read
 from p2v.source.window import Window
-from p2v.volume import problems
+from p2v.volume import overlay, problems
 from p2v.volume.problems import Problem
 
 NAME = "mbr"
@@ -104,6 +104,7 @@ class _Walk:
                          (Member(self.disk, 0, self.source.size),))
         else:
             self._primaries(table)
+            self._look_for_an_overlay()
             disputed = self._overlaps()
             found = [self._volume(partition, disputed) for partition in self.partitions]
             yield from (volume for volume in found if volume)
@@ -123,6 +124,14 @@ class _Walk:
             self._chain(container)
         for container in containers[1:]:
             self._say(problems.TWO_CONTAINERS, container.entry_offset, ENTRY_BYTES)
+
+    def _look_for_an_overlay(self) -> None:
+        """Its code lies in front of the first partition, whatever type that has."""
+        starts = [partition.offset for partition in self.partitions]
+        if starts and not any(problems.BY_TYPE.get(p.type) is problems.OVERLAY for p in self.partitions):
+            sign = overlay.sign(self.source, min(starts))
+            if sign:
+                self._say(problems.OVERLAY_CODE, 0, min(overlay.TRACK, *starts), sign=sign)
 
     def _chain(self, container: Partition) -> None:
         """In each EBR a partition relative to the EBR, and a link relative to the container."""

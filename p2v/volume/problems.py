@@ -93,6 +93,10 @@ OVERLAY = Problem(
     "a disk manager's overlay (type {type:#04x}, OnTrack or EZ-Drive)",
     "it may shift every sector number by 63 once its code has run",
     COMPARE)
+OVERLAY_CODE = Problem(
+    "a disk manager's overlay (OnTrack or EZ-Drive) without a partition of its type: {sign}",
+    "it may shift every sector number by 63, or keep the true partition table in sector 1, once its code has run",
+    COMPARE)
 LINUX_CONTAINER = Problem(
     "an extended partition of Linux (type {type:#04x})",
     "Windows counts it as one partition and does not see the logical partitions in it",

@@ -229,6 +229,32 @@ def test_libparted_disagrees_where_it_should() -> None:
     assert "does not accept" in libparted(overlapping, partitions)[0].what
 
 
+# -- overlays
+
+
+@pytest.mark.parametrize("at, content, words", [
+    (5 * 512, b"Ontrack Data International", "ontrack"), (0x20, b"EZ-BIOS: Hold the CTRL key", "ez-bios"),
+    (2, b"\x40\x01", "mark at byte 0x140"), (512, sector([(7, 63, 100)]), "a second partition table in sector 1")])
+def test_an_overlay_without_its_type_is_said(at: int, content: bytes, words: str) -> None:
+    plain = disk(8192, {0: sector([(7, 63, 1000)])})
+    plain[0x140:0x143] = b"\xaa\x55\x01"  # a mark alone, that nothing points at
+    assert layout(plain).findings == ()
+    plain[at:at + len(content)] = content
+    found = layout(plain)
+    (finding,) = said(found, "disk manager's overlay")
+    assert words in finding.what and finding.severity is Severity.WARNING
+    assert [v.name for v in found.volumes] == ["disk0p1"]
+
+
+def test_no_overlay_where_there_is_none() -> None:
+    plain = disk(8192, {0: sector([(7, 63, 1000)]), 1: sector([(7, 63, 1000)]), 100: b"OnTrack".ljust(512)})
+    assert layout(plain).findings == ()  # a copy of the table; a file
+    shown = disk(8192, {0: sector([(0x55, 63, 1000)]), 5: b"EZ-Drive".ljust(512)})
+    assert len(layout(shown).findings) == 1
+    unreadable = FaultySource(MemorySource(bytes(plain)), [Range(512, 512)])
+    assert find_volumes({"disk0": unreadable}).volumes
+
+
 # -- damage
 
 
