@@ -73,6 +73,14 @@ def arrange(
     return Arranged(given, disks, has_sets=holds_sets(found))
 
 
+def chosen_legs(given: Mapping[str, Source], legs: Mapping[str, str] | None) -> dict[str, str]:
+    """Of each mirror whose leg is decided, the disk."""
+    from p2v.choosing import settle
+
+    settled = settle(find_volumes(given), by_id(given, legs or {}))
+    return {name: decision.leg for name, decision in settled.legs.items()}
+
+
 def by_id(given: Mapping[str, Source], legs: Mapping[str, str]) -> dict[str, str]:
     """The user's legs with the ids of disks, where paths were named. Raises PlanError for neither."""
     paths = {os.path.realpath(source.name): id for id, source in given.items()}

@@ -107,11 +107,21 @@ def collapse(
 class _Collapse:
     def __init__(self, disks: Mapping[str, Source], layout: Layout, *, in_step: bool, shared: bool) -> None:
         self.disks = disks
-        self.volumes = {volume.name: volume for volume in layout.volumes}
+        self.volumes = {volume.name: self._readable(disks, volume, in_step=in_step or shared)
+                        for volume in layout.volumes}
         self.partitions = {id: [p for p in layout.partitions if p.disk == id] for id in disks}
         self.in_step, self.shared = in_step or shared, shared
         self._helped: list[Mirrored] = []
         self.metadata = {id: metadata_ranges(source) for id, source in disks.items()}
+
+    @staticmethod
+    def _readable(disks: Mapping[str, Source], volume: Volume, *, in_step: bool) -> Volume:
+        """A mirrored volume from all its legs, where they are in step; any other as it is."""
+        size = volume.source.size
+        if not in_step or volume.layout != "mirrored" or not all(_is_plain(volume, m) for m in volume.members):
+            return volume
+        legs = [Window(disks[m.disk], m.offset, size, disks[m.disk].name) for m in volume.members]
+        return replace(volume, source=Mirrored(legs, volume.name, size=size, in_step=True))
 
     # -- which volume goes where
 

@@ -56,20 +56,21 @@ def patches(
     sector = read(raw, 0, SECTOR)
     table = _Table(raw, disk, sector)
     by_entry = {seat.partition.entry_offset: seat for seat in seats if seat.partition}
+    primaries = [seat.partition.entry_offset for seat in seats if seat.partition and not seat.partition.logical]
+    free = table.free(gone, after=max(primaries, default=0))
+    made = [(next(free), seat) for seat in seats if seat.partition is None]
+    reused = {place for place, _ in made}
     for partition in partitions:
         seat = by_entry.get(partition.entry_offset)
-        if partition.entry_offset in gone:
+        if partition.entry_offset in gone and partition.entry_offset not in reused:
             yield from table.entry(partition.entry_offset, bytes(ENTRY_BYTES),
                                    "what it described is not on this disk any more, or was only a filler")
         elif seat is not None:
             yield from table.retyped(partition, seat, starts=starts)
-        elif starts and partition.active and not partition.logical:
+        elif starts and partition.active and not partition.logical and partition.entry_offset not in gone:
             yield from table.entry(partition.entry_offset, b"\0", "only the system volume is active")
-    primaries = [seat.partition.entry_offset for seat in seats if seat.partition and not seat.partition.logical]
-    free = table.free(gone, after=max(primaries, default=0))
-    for seat in seats:
-        if seat.partition is None:
-            yield from table.made(next(free), seat, starts=starts)
+    for place, seat in made:
+        yield from table.made(place, seat, starts=starts)
     yield from _head(table, sector, starts=starts, code=code, taken=taken, seed=seed or sector)
     for seat in seats:
         if seat.partition is None or not seat.partition.logical:

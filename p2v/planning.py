@@ -312,27 +312,27 @@ def seen_through_legs(
 
     Legs are compared when the caller wants it, or when the chosen ones cannot be read where the plan must look.
     """
-    failure: P2VError | None = None
-    arranged = arrange(given, legs, layout)
-    mirrored = arranged.built is not None and any(disk.twin for disk in arranged.built.disks.values())
-    try:
-        seen = view(arranged.disks, drivers, given, arranged.collapsed)
-    except ReadError as error:
-        if not mirrored:
-            raise
-        failure = error
-    if not mirrored or not (compare or failure or read_errors(given)):
-        return arranged, seen, []
-    from p2v.pairing import compare_mirrors
     from p2v.volume import find_volumes
 
-    compared = compare_mirrors(find_volumes(given).mirrors, arranged.built.legs if arranged.built else {},
-                               progress=progress)
+    failure: ReadError | None = None
+    try:
+        arranged = arrange(given, legs, layout)
+        seen = view(arranged.disks, drivers, given, arranged.collapsed)
+    except ReadError as error:
+        failure = error
+    mirrors = [one for one in find_volumes(given).mirrors if len(one.legs) > 1] if layout == arranging.COLLAPSE else []
+    if not mirrors or not (compare or failure or read_errors(given)):
+        if failure is not None:
+            raise failure
+        return arranged, seen, []
+    from p2v.pairing import compare_mirrors
+
+    compared = compare_mirrors(mirrors, arranging.chosen_legs(given, legs), progress=progress)
     findings = [said for one in compared for said in one.findings]
     if all(one.in_step for one in compared):
         arranged = arrange(given, legs, layout, in_step=True)
-        return arranged, view(arranged.disks, drivers, given, arranged.collapsed), findings
-    if failure is not None:
+        seen = view(arranged.disks, drivers, given, arranged.collapsed)
+    elif failure is not None:
         raise failure
     return arranged, seen, findings
 

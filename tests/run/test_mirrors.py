@@ -1,0 +1,147 @@
+"""Servers on mirrors and dynamic disks: the plain disks that the VM gets hold the right leg's files, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import p2v
+from fixtures import mirrors
+from fixtures.failing import failing
+from fixtures.ldmserver import LdmServer
+from p2v import arranging
+from p2v.arranging import Arranged
+from p2v.drawing import svg
+from p2v.errors import DriftError, PlanError, Severity, Unsupported
+from p2v.filesystem import examine, open_files
+from p2v.model import Range, Source, read
+from p2v.planfile import contents, from_json, to_json
+from p2v.rendering import render_inspection
+from p2v.source.device import open_disk
+from p2v.volume import find_volumes
+
+SPLIT = ("ldm-mirror-split", "ldm-mirror-split-even")
+DECIDED = sorted(set(mirrors.BUILDERS) - set(SPLIT))
+
+
+@contextmanager
+def arranged(
+    server: LdmServer, *, backwards: bool = False, legs: Mapping[str, str] | None = None
+) -> Iterator[Arranged]:
+    with ExitStack() as stack:
+        paths = list(server.disks)[::-1] if backwards else list(server.disks)
+        given: dict[str, Source] = {}
+        for number, path in enumerate(paths):
+            given[f"disk{number}"] = source = open_disk(str(path))
+            stack.callback(source.close)
+        yield arranging.arrange(given, legs)
+
+
+def hashes_on(disks: Mapping[str, Source]) -> list[dict[str, str]]:
+    found = []
+    for volume in find_volumes(disks).volumes:
+        files = open_files(volume.source, examine(volume.source))
+        found.append({path: hashlib.sha256(files.read(path)).hexdigest() for path in _walk(files, "")})
+    return found
+
+
+def _walk(files, folder: str) -> Iterator[str]:
+    for name in files.list(folder or "\\"):
+        path = f"{folder}\\{name}"
+        stat = files.stat(path)
+        if stat is not None and stat.is_folder:
+            yield from _walk(files, path)
+        elif stat is not None and not name.startswith("$") and stat.size < 4 << 20:
+            yield path
+
+
+@pytest.mark.parametrize("name", DECIDED)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_each_built_server_makes_plain_disks(name: str, backwards: bool, tmp_path: Path, corpus: Path) -> None:
+    server = mirrors.BUILDERS[name](tmp_path / "server", corpus)
+    with arranged(server, backwards=backwards) as made:
+        layout = find_volumes(made.disks)
+        assert not [f for f in layout.findings if f.severity is Severity.ERROR]
+        assert not layout.mirrors and all(volume.origin is None for volume in layout.volumes)
+        on_disks = hashes_on(made.disks)
+        for assembly in server.assemblies:
+            wanted = assembly.files[assembly.current or 0]
+            assert any(wanted.items() <= found.items() for found in on_disks), assembly.name
+        first = next(iter(made.disks.values()))
+        assert sum(p.active for p in find_volumes({"disk0": first}).partitions) == 1
+        assert any(read(first, 0, 440)) and read(first, 510, 2) == b"\x55\xaa"
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_split_brain_waits_for_the_users_word(name: str, tmp_path: Path) -> None:
+    server = mirrors.BUILDERS[name](tmp_path / "server")
+    with pytest.raises(PlanError) as refused, arranged(server):
+        pass
+    assert "disk0:" in refused.value.why and "disk1:" in refused.value.why and "--leg disk1" in refused.value.next
+    for leg, legs in ((0, {"": "disk0"}), (1, {"C:": str(server.disks[1])})):
+        with arranged(server, legs=legs) as made:
+            (found,) = hashes_on(made.disks)
+            assert server.assemblies[0].files[leg].items() <= found.items()
+
+
+def test_disks_of_a_split_brain_are_explained(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS[SPLIT[0]](tmp_path / "server")
+    seen = p2v.inspect(server.disks)
+    text = render_inspection(seen)
+    assert seen.facts is None and "NO LEG CHOSEN YET" in text and "split brain" in text
+    assert text.rstrip().splitlines()[-1].startswith("next: decide which leg is right, then p2v plan")
+
+
+@pytest.mark.parametrize(("what", "legs"), [("no mirror", {"X:": "disk0"}), ("no disk", {"": "disk9"})])
+def test_legs_that_are_not_there_are_refused(what: str, legs: dict[str, str], tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    with pytest.raises(PlanError) as refused, arranged(server, legs=legs):
+        pass
+    assert refused.value.next, what
+
+
+def test_keep_leaves_the_disks_as_they_are(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    with pytest.raises(Unsupported) as refused:
+        p2v.plan(server.disks, output=tmp_path / "out", layout="keep")
+    assert "p2v image" in refused.value.next
+    with pytest.raises(PlanError):
+        p2v.plan(server.disks, output=tmp_path / "out", layout="heap")
+
+
+def test_the_plan_says_how_the_disks_are_put_together(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror-data"](tmp_path / "server")
+    plan = p2v.plan(server.disks, output=tmp_path / "out")
+    assert from_json(to_json(plan), {c.digest: c.data for c in contents(plan)}.__getitem__) == plan
+    text = p2v.render(plan)
+    assert "is put together from" in text and "other leg: disk1.img" in text and "becomes a plain partition" in text
+    drawing = svg(plan)
+    assert drawing.startswith("<svg") and drawing.count("<rect") >= len(plan.disks[0].pieces)
+    ElementTree.fromstring(drawing)
+    assert {source.path for source in plan.sources} == {str(path) for path in server.disks}
+
+
+def test_a_plan_whose_set_has_changed_since_is_not_run(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    plan = p2v.plan(server.disks, output=tmp_path / "out")
+    with open(server.disks[1], "r+b") as file:  # the other leg's database moves on
+        file.seek(-512, 2)
+        file.write(b"\0" * 512)
+    with pytest.raises(DriftError):
+        p2v.convert(plan)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mirror_with_bad_sectors_where_the_plan_must_look(tmp_path: Path) -> None:
+    """The chosen leg's hive cannot be read: the legs are compared, are in step, and the other one gives it."""
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    start = server.assemblies[0].parts[0].offset
+    hive = server.disks[0].read_bytes().index(b"regf", start)
+    with failing({server.disks[0]: (Range(start, 512), Range(hive, 512))}):
+        plan = p2v.plan(server.disks, output=tmp_path / "out")
+    assert plan.in_step and any("cannot be read" in finding.what for finding in plan.findings)
