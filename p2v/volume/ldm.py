@@ -14,14 +14,13 @@ from p2v.errors import Finding, LayoutError, ReadError, Severity
 from p2v.model import SECTOR, Mirror, Partition, Range, Source, Volume
 from p2v.volume import gpt, mbr
 from p2v.volume.ldmdatabase import (
-    FIRST_COPY,
     LARGEST_REGION,
     DynamicDisk,
-    printable,
     read_disk,
     records_of,
 )
-from p2v.volume.ldmrecords import Stored
+from p2v.volume.ldmhead import FIRST_COPY
+from p2v.volume.ldmrecords import Stored, printable
 from p2v.volume.ldmview import View, view_of
 from p2v.volume.ldmvolumes import DYNAMIC, Group, volumes_of
 

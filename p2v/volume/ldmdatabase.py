@@ -1,9 +1,8 @@
-"""One dynamic disk: its PRIVHEAD, and the LDM database in its private region.
+"""One dynamic disk: the LDM database in its private region, which its PRIVHEAD finds.
 
-Every structure has copies or neighbours, and none is trusted for lying where it should: of PRIVHEAD and TOCBLOCK
-the good copy with the highest sequence counts, VBLKs are put together by group and fragment number, and what is
-damaged is a finding that names its bytes. VMDB and VBLK carry no checksum: their counts are compared here, the
-databases of several disks with each other in ldm.py.
+No structure is trusted for lying where it should: the good TOCBLOCK with the highest sequence counts, VBLKs are
+put together by group and fragment number, and what is damaged is a finding that names its bytes. VMDB and VBLK
+carry no checksum: their counts are compared here, the databases of several disks with each other in ldm.py.
 Source: the LDM documentation of Linux-NTFS; checked on the disks of libldm's test data.
 """
 
@@ -18,25 +17,33 @@ from p2v.binary import parse_bytes
 from p2v.errors import Finding, LayoutError, ReadError, Severity, Where
 from p2v.model import Source, read
 from p2v.volume import ldmrecords as records
-from p2v.volume.ldmrecords import SECTOR, LogBlock, LogEntry, PrivHead, Record, Slot, Stored, TocBlock, Vmdb
+from p2v.volume.ldmhead import FIRST_COPY, checked, read_head
+from p2v.volume.ldmrecords import (
+    NEXT,
+    SECTOR,
+    LogBlock,
+    LogEntry,
+    PrivHead,
+    Record,
+    Slot,
+    Stored,
+    TocBlock,
+    Vmdb,
+    printable,
+)
 
-FIRST_COPY = 6  # LBA of PRIVHEAD on a disk with an MBR
-SECONDARY = 1856  # sectors from the start of a private region to its second PRIVHEAD
-PRIVATE_SECTORS = 2048  # of a private region, on all disks seen
 TOC_PLACES = (1, 2, 2045, 2046)  # sectors of a private region where TOCBLOCKs take turns
 LARGEST_REGION = 4 << 20  # bytes: 1 MiB on all disks seen
 SLOT_SIZES = (128, 256, 512)  # bytes: 128 on all disks seen
 MOST_FRAGMENTS = 64  # of one record: 2 on all disks seen, 4 for Linux
 MOST_TOLD = 8  # of one kind in or as findings for one disk
 MOST_FINDINGS = 32  # for one disk
-MOST_COPIES = 16  # of PRIVHEAD: 3 on a healthy disk
 
 CLEAN, COMMITTING = 1, 3
 STATUS = {1: "clean", 2: "in change", 3: "being committed", 4: "aborted", 5: "new", 6: "stale", 8: "offline"}
 LOG_WORDS = {1: "detach", 2: "dirty", 3: "commit", 4: "log detach", 5: "application dirty"}
 COMMIT = 3
 SLOT = struct.Struct(">4sIIHH")
-NEXT = "give all disks of the group: each carries the whole database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +150,8 @@ def read_disk(disk: str, source: Source, metadata: tuple[int, int] | None) -> Dy
     metadata: offset and length of the LDM metadata partition of a GPT disk; None with an MBR.
     Raises LayoutError where no PRIVHEAD can be trusted, ReadError where none can be read.
     """
-    reading = _Reading(disk, source)
-    place, head = reading.head(metadata)
+    place, head, findings = read_head(disk, source, metadata)
+    reading = _Reading(disk, source, findings)
     database, trouble = None, None
     try:
         database = reading.database(head)
@@ -161,39 +168,6 @@ class _Reading:
     source: Source
     findings: list[Finding] = field(default_factory=list)
     damaged: bool = False
-
-    # -- PRIVHEAD
-
-    def head(self, metadata: tuple[int, int] | None) -> tuple[int, PrivHead]:
-        """The PRIVHEAD in force, and its place: of all good copies the one with the highest sequence."""
-        copies: dict[int, PrivHead] = {}
-        places = list(_first_places(self.source, metadata))
-        trouble: LayoutError | ReadError | None = None
-        for place in places:  # grows: a copy that can be read says where the others are
-            try:
-                copies[place] = _head(self.source, place)
-            except (LayoutError, ReadError) as error:
-                trouble = trouble or error
-                continue
-            places += [due for due in _due(copies[place]) if due not in places and len(places) < MOST_COPIES]
-        if not copies:
-            raise trouble or LayoutError("no LDM header", Where(self.source.name), "the disk is too small", NEXT)
-        place = max(copies, key=lambda place: (copies[place].sequence, copies[place].updated))
-        self._compare_copies(copies[place], copies, set(places), metadata)
-        return place, copies[place]
-
-    def _compare_copies(self, head: PrivHead, copies: dict[int, PrivHead], places: set[int],
-                        metadata: tuple[int, int] | None) -> None:
-        due = {*_due(head), *([] if metadata else [FIRST_COPY * SECTOR])}
-        for place in sorted(due & places - set(copies)):
-            self._warn("a copy of the LDM header is damaged, missing or cannot be read",
-                       Where(self.source.name, place, SECTOR, "PRIVHEAD"), "another copy is used", "nothing")
-        for place, copy in sorted(copies.items()):
-            if copy != head:
-                self._warn(f"copies of the LDM header differ: sequence {copy.sequence}, in force is {head.sequence}",
-                           Where(self.source.name, place, SECTOR, "PRIVHEAD"),
-                           f"it says disk {copy.disk_guid} of group {copy.group_guid}; used is disk {head.disk_guid} "
-                           f"of group {head.group_guid}", "nothing, if the disk was cloned or moved")
 
     # -- the private region
 
@@ -395,51 +369,10 @@ class _Reading:
             self.findings.append(Finding(f"{self.disk}: {what}", where, why, next, Severity.ERROR))
 
 
-def _first_places(source: Source, metadata: tuple[int, int] | None) -> Iterator[int]:
-    """Where the first PRIVHEAD is looked for, as bytes."""
-    if metadata is not None:
-        offset, length = metadata
-        yield offset + length - SECTOR
-        yield offset + SECONDARY * SECTOR
-        return
-    yield FIRST_COPY * SECTOR
-    sectors = source.size // SECTOR
-    if sectors > PRIVATE_SECTORS:  # the private region lies at the end
-        yield (sectors - 1) * SECTOR
-        yield (sectors - PRIVATE_SECTORS + SECONDARY) * SECTOR
-
-
-def _due(head: PrivHead) -> tuple[int, int]:
-    """Where its two copies in the private region lie, as bytes of the disk."""
-    private = head.private_start_sectors
-    return (private + head.primary_sector) * SECTOR, (private + head.secondary_sector) * SECTOR
-
-
-def _head(source: Source, offset: int) -> PrivHead:
-    raw = _checked(source, offset, "PRIVHEAD")
-    where = Where(source.name, offset, SECTOR, "PRIVHEAD")
-    return parse_bytes(records.PRIVHEAD_LAYOUT, raw, PrivHead, "the LDM header", where)
-
-
 def _toc(source: Source, offset: int) -> TocBlock:
-    raw = _checked(source, offset, "TOCBLOCK")
+    raw = checked(source, offset, "TOCBLOCK")
     where = Where(source.name, offset, SECTOR, "TOCBLOCK")
     return parse_bytes(records.TOCBLOCK_LAYOUT, raw, TocBlock, "the LDM table of contents", where)
-
-
-def _checked(source: Source, offset: int, magic: str) -> bytes:
-    """A sector whose mark and checksum are good. Raises LayoutError, ReadError."""
-    where = Where(source.name, max(offset, 0), SECTOR, magic)
-    if not 0 <= offset <= source.size - SECTOR:
-        raise LayoutError(f"{magic} lies outside the disk", where, f"the disk has {source.size} bytes", NEXT)
-    raw = read(source, offset, SECTOR)
-    if raw[:8] != magic.encode():
-        raise LayoutError(f"no {magic} where one is due", where, "its mark is missing", NEXT)
-    stored = int.from_bytes(raw[records.CHECKSUM:records.CHECKSUM + 4], "big")
-    if records.checksum(raw) != stored:
-        raise LayoutError(f"{magic} cannot be trusted", where,
-                          f"stored checksum {stored:#x}, computed {records.checksum(raw):#x}", NEXT)
-    return raw
 
 
 def _entries(block: LogBlock) -> Iterator[LogEntry]:
@@ -452,11 +385,6 @@ def _entries(block: LogBlock) -> Iterator[LogEntry]:
 def _unusual(entry: LogEntry, vmdb: Vmdb) -> bool:
     """A commit up to the committed transaction is what every healthy disk shows."""
     return entry.status != COMMIT or entry.pending_tid > vmdb.committed_tid
-
-
-def printable(text: str) -> str:
-    """A name from the disk, fit for a message."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def records_of(database: Database) -> tuple[Record, ...]:

@@ -541,6 +541,11 @@ class Stored:
     slots: tuple[int, ...]
 
 
+def printable(text: str) -> str:
+    """A name from the disk, fit for a message."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def guid_text(raw: bytes) -> str:
     """A GUID in the order that LDM keeps it, as text."""
     text = raw.hex()

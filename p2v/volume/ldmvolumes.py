@@ -16,7 +16,7 @@ from p2v.errors import Finding, LayoutError, Severity, Where
 from p2v.model import Leg, Member, Mirror, Origin, Partition, Source, Volume
 from p2v.source.linear import Linear
 from p2v.source.window import Window
-from p2v.volume.ldmdatabase import DynamicDisk, printable
+from p2v.volume.ldmdatabase import DynamicDisk
 from p2v.volume.ldmrecords import (
     CONCATENATED,
     RAID5,
@@ -26,6 +26,7 @@ from p2v.volume.ldmrecords import (
     Flag,
     PartitionRecord,
     VolumeRecord,
+    printable,
 )
 from p2v.volume.ldmview import View
 
