@@ -42,14 +42,19 @@ class Format:
     length: int
     recognise: Callable[[bytes], tuple[str, str, str] | None]  # level, about, doubt
 
-    def sign(self, place: Place) -> Sign | Finding | None:
-        """The first of its spots that carries it."""
+    def sign(self, place: Place, seen: dict[tuple[int, int], bytes | Finding]) -> Sign | Finding | None:
+        """The first of its spots that carries it.
+
+        seen: what was read, by offset and length: several makers use the last sector, which may be a bad one.
+        """
         sectors = place.source.size // SECTOR
         for spot in self.spots:
             at = (spot if spot >= 0 else sectors + spot) * SECTOR
             if at <= 0:  # a disk so small is no member of anything
                 continue
-            data = look(place, at, self.length, f"the metadata of a {self.maker} set")
+            if (at, self.length) not in seen:
+                seen[at, self.length] = look(place, at, self.length, "the metadata of a RAID")
+            data = seen[at, self.length]
             if isinstance(data, Finding):
                 return data
             found = self.recognise(data) if data else None
@@ -66,8 +71,9 @@ UNKNOWN = "level not known"
 def recognise(place: Place) -> Sign | Finding | None:
     """The set that a whole disk belongs to; a finding where its metadata's place cannot be read."""
     unreadable = None
+    seen: dict[tuple[int, int], bytes | Finding] = {}
     for form in FORMATS:
-        found = form.sign(place)
+        found = form.sign(place, seen)
         if isinstance(found, Sign):
             return found
         unreadable = unreadable or found

@@ -21,7 +21,7 @@ from p2v.volume.members import Place, look
 
 LABEL = b"LABELONE"
 LABEL_SECTORS = 4
-LARGEST_TEXT = 16 << 20  # bytes; LVM makes areas of 1 MiB
+LARGEST_TEXT = 4 << 20  # bytes; LVM makes areas of 1 MiB
 MDA_MAGIC = b" LVM2 x[5A%r0N*>"
 MDA_HEADER = 512
 IGNORED = 1  # a metadata area that is not in use
