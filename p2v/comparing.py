@@ -33,7 +33,8 @@ class Comparison:
     names: of the legs, the chosen one first. compared: bytes that two legs could read. differences: where two
     legs that can both be read do not hold the same, in sectors; different: how many bytes that is. unreadable: of
     each leg, in sectors. grain: bytes; so close to each other, ranges were taken together (0 for none), and then
-    say more than is so. left: what was not compared, because a leg went away or was given up.
+    say more than is so. left: what was not compared, because a leg went away or was given up, or beside a copy
+    because so much differs that a part of it tells enough.
     """
 
     size: int

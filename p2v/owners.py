@@ -201,7 +201,7 @@ def _verdict(comparison: Comparison, owners: Owners, volume: str) -> Finding:
 def _reasons(comparison: Comparison, owners: Owners) -> Iterator[str]:
     yield f"{amount(comparison.compared)} of {amount(comparison.size)} were compared"
     if comparison.left:
-        yield f"{amount(_total(comparison.left))} were not, because a leg failed"
+        yield f"{amount(_total(comparison.left))} were not: a leg failed, or the legs were known to differ"
     for owner, count in owners.amounts.items():
         if count:
             yield f"{amount(count)} differ in {owner.value}{_names(owner, owners)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from p2v.chunks import ChunkReader
@@ -21,6 +22,7 @@ from p2v.model import Cancel, Extent, Kind, Progress, Range, Source, no_progress
 from p2v.ring import CHUNK, TICK, items
 from p2v.scan import Scan
 
+SAMPLE = 2048  # chunks that are looked at closely before anything else is known of a difference
 PATIENCE = 120.0  # seconds without a chunk after which a twin is given up, once nothing else is to do
 
 
@@ -71,24 +73,40 @@ class Beside:
         """
         self._wait(cancel)
         span = within or Range(0, self._twin.size)
-        done = Range(0, self._at) if self._at else None
-        data = [Range(e.offset, e.length) for e in self._extents if e.kind is Kind.DATA]
-        data = intersection(data, [span])
-        seen = intersection(data, [done]) if done else []
-        bad = (union(Range(e.offset, e.length) for e in report.bad), list(self._bad.ranges))
-        places = [Range(index * CHUNK, CHUNK) for index in report.digests.differing(self._digests)]
-        doubtful = without(intersection(seen, union(places)), union([*bad[0], *bad[1]]))
-        again = self._again(doubtful, primary, progress, cancel)
-        left = [*without(data, seen), *(doubtful if again is None else ())]
-        unreadable = tuple(tuple(union([*one, *more])) for one, more in
-                           zip(bad, again.unreadable if again else ((), ()), strict=True))
+        data = intersection([Range(e.offset, e.length) for e in self._extents if e.kind is Kind.DATA], [span])
+        seen = intersection(data, [Range(0, self._at)]) if self._at else []
+        bad = (union(Range(e.offset, e.length) for e in report.bad), self._bad.ranges)
+        good = without(seen, union([*bad[0], *bad[1]]))
+        differ = [index for index in report.digests.differing(self._digests)
+                  if span.offset < (index + 1) * CHUNK and index * CHUNK < span.end]
+        found, left = self._closely(differ, good, primary, progress, cancel)
+        left = union([*without(data, seen), *left])
+        unreadable = tuple(tuple(union([*one, *more])) for one, more in zip(bad, found.unreadable, strict=True))
         lost = union([*unreadable[0], *unreadable[1]])
-        compared = sum(part.length for part in without(without(seen, union(left)), lost))
-        found = Comparison(
-            self._twin.size, tuple(names) or (primary.name, self._twin.name), compared,
-            again.differences if again else (), again.different if again else 0, unreadable,
-            max(self._bad.grain, again.grain if again else 0), tuple(union(left)))
-        return cut(found, span)
+        return cut(replace(
+            found, names=tuple(names) or (primary.name, self._twin.name), unreadable=unreadable, left=tuple(left),
+            compared=sum(part.length for part in without(without(seen, left), lost)),
+            grain=max(self._bad.grain, found.grain)), span)
+
+    def _closely(
+        self, differ: Sequence[int], good: Sequence[Range], primary: Source, progress: Progress,
+        cancel: Cancel | None,
+    ) -> tuple[Comparison, list[Range]]:
+        """Leg against leg in chunks whose digests differ, and what is left of them.
+
+        A twin detached long ago differs everywhere: then SAMPLE chunks from all over the disk must do.
+        """
+        step = max(1, -(-len(differ) // SAMPLE))
+        found = Comparison(self._twin.size, ("", ""), 0, (), 0, ((), ()))
+        left: list[Range] = []
+        for some in (differ[::step], [index for at, index in enumerate(differ) if at % step]):
+            doubtful = intersection(good, union(Range(index * CHUNK, CHUNK) for index in some))
+            again = self._again(doubtful, primary, progress, cancel) if doubtful and not found.differences else None
+            if again is None:
+                left += doubtful
+            else:
+                found = _both(found, again)
+        return found, left
 
     def _wait(self, cancel: Cancel | None) -> None:
         """Until the twin is through, gone, or given up."""
@@ -106,16 +124,13 @@ class Beside:
     def _again(
         self, doubtful: Sequence[Range], primary: Source, progress: Progress, cancel: Cancel | None
     ) -> Comparison | None:
-        """Leg against leg, where the digests differ; None where that cannot be had."""
-        size = self._twin.size
-        if not doubtful:
-            return Comparison(size, ("", ""), 0, (), 0, ((), ()))
+        """None where that cannot be had."""
         if self._failed is not None:
             return None
         try:
             # gaps as BAD: nothing is read along, for it may be unreadable
-            return compare([primary, self._twin], size=size, extents=data_of(doubtful, size, Kind.BAD),
-                           progress=progress, cancel=cancel, patience=self._patience)
+            return compare([primary, self._twin], size=self._twin.size, progress=progress, cancel=cancel,
+                           extents=data_of(doubtful, self._twin.size, Kind.BAD), patience=self._patience)
         except ReadError as error:
             self._failed = error
             return None
@@ -143,6 +158,14 @@ class Beside:
     def _tick(self) -> None:
         if self._ended:
             raise _Over
+
+
+def _both(one: Comparison, two: Comparison) -> Comparison:
+    """Of other chunks of the same legs."""
+    return replace(
+        one, differences=tuple(union([*one.differences, *two.differences])), different=one.different + two.different,
+        unreadable=tuple(tuple(union([*a, *b])) for a, b in zip(one.unreadable, two.unreadable, strict=True)),
+        grain=max(one.grain, two.grain))
 
 
 class _Over(Exception):
