@@ -8,8 +8,8 @@ from collections import OrderedDict
 from p2v.errors import ReadError
 from p2v.model import Source, read
 
-BLOCK = 64 << 10  # bytes: the libraries ask for one sector or record at a time
-BLOCKS = 128  # kept: 8 MiB
+BLOCK = 16 << 10  # bytes: the libraries ask for one sector or record at a time, and seldom for its neighbours
+BLOCKS = 512  # kept: 8 MiB
 
 
 class SourceFile:

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 import p2v
+from p2v import planning
 from p2v.diskcopy import Options
-from p2v.errors import DriftError, LayoutError, PlanError, Unsupported, WriteError
+from p2v.errors import DriftError, LayoutError, PlanError, ReadError, Unsupported, WriteError
 from p2v.formats import raw_device
 from p2v.keeping import CopyLog
+from p2v.model import Range
 from p2v.source import in_use
+from p2v.testing import MemorySource
 
 MIB = 1 << 20
 OLD = b"\xee" * 4096
@@ -227,3 +230,56 @@ def test_onto_a_real_one(disk, tmp_path, monkeypatch, needs):
         subprocess.run(["losetup", "-d", loop], check=True)
     content = disk.read_bytes()
     assert backing.read_bytes()[: len(content)] == content
+
+
+class Poor(MemorySource):
+    def __init__(self, data, bad):
+        super().__init__(data, "poor")
+        self.bad = list(bad)
+
+    def attempt(self, offset, buffer, direct=True):
+        if any(r.offset < offset + len(buffer) and offset < r.end for r in self.bad):
+            return 0
+        MemorySource.read_into(self, offset, buffer)
+        return len(buffer)
+
+    def read_into(self, offset, buffer):
+        if self.attempt(offset, buffer) < len(buffer):
+            raise ReadError("bad")
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("spot", [Range(1024, 512), Range(8 * MIB - 512, 2048)])
+def test_a_failing_disk_is_rescued_onto_it_and_gone_on_with(spot, disk, device, tmp_path, monkeypatch):
+    content = disk.read_bytes()
+    source = Poor(content, [spot])
+    monkeypatch.setattr(planning, "open_source", lambda path, format=None, **more: source)
+    result = p2v.image(["poor"], device, force=True)
+    assert [Range(e.offset, e.length) for e in result.reports["disk0"].bad] == [spot]
+    lost = content[: spot.offset] + bytes(spot.length) + content[spot.end :]
+    assert device.read_bytes()[: len(content)] == lost
+    p2v.verify(tmp_path / "sdx.p2v")
+    source.bad = []
+    p2v.image(["poor"], device, resume=True, options=Options(retries=1))
+    holds(device, disk)
+    p2v.verify(tmp_path / "sdx.p2v", source=True)
+
+
+def test_what_has_changed_is_written_onto_it(disk, device, tmp_path):
+    p2v.image([disk], device, force=True)
+    content = bytearray(disk.read_bytes())
+    content[MIB : MIB + 9] = b"different"
+    content[-MIB:] = bytes(MIB)
+    disk.write_bytes(content)
+    p2v.image([disk], device, since=tmp_path / "sdx.p2v" / "manifest.json")
+    holds(device, disk)
+    p2v.verify(tmp_path / "sdx.p2v", source=True)
+
+
+def test_a_device_that_is_gone_is_not_verified(disk, device, tmp_path, monkeypatch):
+    p2v.image([disk], device, force=True)
+    monkeypatch.setattr(raw_device, "is_device", lambda path: False)
+    with pytest.raises(PlanError, match="no block device"):
+        p2v.verify(tmp_path / "sdx.p2v")
