@@ -18,7 +18,7 @@ from p2v.drawing import amount
 from p2v.errors import Finding, LayoutError, ReadError, Severity, Where
 from p2v.extents import intersection, union, without
 from p2v.filesystem import fat, records
-from p2v.filesystem.hit import file_extents, files_in, has_files
+from p2v.filesystem.hit import files_in, has_files
 from p2v.filesystem.reader import LIBRARY_ERRORS
 from p2v.model import Filesystem, FilesystemState, Range, Source
 
@@ -92,11 +92,11 @@ def protected_ranges(
         return tuple(ranges)
     plain = intersection(union(filesystem.free), ranges)
     try:
-        for path, extents in file_extents(source, filesystem):
-            if extents is None:
+        for path, parts in files_in(source, filesystem, ranges):
+            if parts is None:
                 return tuple(ranges)
             if not path.startswith("\\$") and HIVE.fullmatch(path.lower()) is None:
-                plain += intersection(union(extents), ranges)
+                plain += parts
     except LIBRARY_ERRORS:
         return tuple(ranges)
     return tuple(without(ranges, union(plain)))

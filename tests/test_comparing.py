@@ -18,12 +18,12 @@ from p2v.errors import Cancelled, Severity
 from p2v.extents import union, without
 from p2v.filesystem import examine
 from p2v.filesystem.hit import file_extents
-from p2v.model import Extent, Filesystem, Kind, Range, read
+from p2v.model import Extent, Filesystem, FilesystemState, Kind, Range, read
 from p2v.owners import Owner, classify, draw, protected_ranges, told
 from p2v.source.device import DeviceGone
 from p2v.testing import FaultySource, MemorySource
 from p2v.volume import find_volumes
-from tests.filesystem.made_ntfs import make, stream_place
+from tests.filesystem.made_ntfs import make, run, stream_place
 
 MIB = 1 << 20
 
@@ -380,6 +380,40 @@ def test_what_a_stale_leg_must_not_give(volume):
         assert without(where[path], kept) == where[path], path
     among = [where["\\letters.doc"][0], where["\\$MFT"][0]]
     assert protected_ranges(source, examine(source), sorted(among, key=lambda r: r.offset)) == (where["\\$MFT"][0],)
+
+
+def test_damaged_volumes_are_classed_all_the_same(volume):
+    """Bytes of the boot sector, the MFT and folders flipped: an answer that adds up, never an exception."""
+    chance, where = random.Random(9), places(volume)
+    areas = [range(512), *(range(r.offset, min(r.end, r.offset + 65536)) for r in where["\\$MFT"])]
+    letter, mft = where["\\letters.doc"][0].offset, where["\\$MFT"][0].offset
+    for _ in range(40):
+        torn = changed(volume, *(chance.choice(chance.choice(areas)) for _ in range(chance.randrange(1, 6))))
+        source = MemorySource(torn)
+        filesystem = examine(source)
+        found = compare([leg(torn), leg(changed(torn, letter, mft + 100))], extents=data_of(
+            [Range(mft, 4096), Range(letter, 4096)] if mft < letter else [Range(letter, 4096), Range(mft, 4096)],
+            len(torn)))
+        owners = classify(found, source, filesystem)
+        assert not owners.in_step and sum(owners.amounts.values()) >= 1024 and told(found, owners, "C:")
+        kept = protected_ranges(source, filesystem, [Range(mft, 512)])
+        assert kept == (Range(mft, 512),) or filesystem.state is not FilesystemState.CLEAN
+
+
+def test_a_fat_volume(needs, tmp_path):
+    needs("mkfs.fat", "mcopy")
+    image = tmp_path / "fat"
+    image.write_bytes(bytes(32 * MIB))
+    (tmp_path / "LETTER.DOC").write_bytes(noise(300_000, 3))
+    run("mkfs.fat", "-F", "16", "-s", "4", image)
+    run("mcopy", "-i", image, tmp_path / "LETTER.DOC", "::")
+    content = image.read_bytes()
+    letter = places(content)["\\LETTER.DOC"][0].offset
+    _, owners = classified(content, letter, 1024, len(content) - 1)
+    assert owners.files == (("\\LETTER.DOC", 512),) and not owners.in_step
+    assert owners.metadata == (("folders and other structures", 512),) and owners.amounts[Owner.FREE] == 512
+    source = MemorySource(content)
+    assert protected_ranges(source, examine(source), [Range(1024, 512), Range(letter, 512)]) == (Range(1024, 512),)
 
 
 # --- the map
