@@ -117,7 +117,7 @@ def _nvidia(data: bytes) -> tuple[str, str, str] | None:
     if not data.startswith(b"NVIDIA") or not 30 <= size <= SECTOR // 4:
         return None
     if sum(struct.unpack_from(f"<{size}I", data)) & 0xFFFFFFFF:
-        return None
+        return UNKNOWN, "", "; its checksum is wrong"
     levels = {0x80: "RAID 0", 0x81: MIRROR, 0x83: "RAID 3", 0x85: "RAID 5", 0x95: "RAID 5", 0x8A: "RAID 10",
               0x8180: "RAID 0+1", 0xFF: "a span"}
     level, flags = struct.unpack_from("<I", data, 0x4C)[0], struct.unpack_from("<I", data, 0x74)[0]

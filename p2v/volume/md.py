@@ -23,6 +23,7 @@ from p2v.volume.mdsuper import FAULTY, JOURNAL, LEVELS, MIRROR, SPARE, Superbloc
 from p2v.volume.members import Place, look, places, window
 
 NAME = "md"
+IN_FRONT = ("1.1", "1.2")  # superblocks that lie in front of the data
 RAID_TYPE = 0xFD  # a partition of this type is meant to be a member
 
 
@@ -87,7 +88,10 @@ def _device(place: Place) -> tuple[Device | None, list[Finding]]:
         if isinstance(head, Finding):
             said += [head] if at else []  # of sector 0 the table's own reader tells
             continue
-        if not mdsuper.is_superblock(version, head) or _is_leftover(place, version, at):
+        if not mdsuper.is_superblock(version, head):
+            continue
+        if _is_leftover(place, version, at):
+            said += [_in_front_of_a_table(place, version, at)] if version in IN_FRONT else []
             continue
         data = look(place, at, mdsuper.NEW_BYTES, "a superblock of Linux md")
         if isinstance(data, Finding):
@@ -113,9 +117,17 @@ def _is_leftover(place: Place, version: str, at: int) -> bool:
     At the end it is then the partition's own, or older than the table (libblkid does the same). In front (1.1,
     1.2), where data would begin behind it, a table with partitions in sector 0 is none of the array's.
     """
-    if version in ("1.1", "1.2"):
+    if version in IN_FRONT:
         return bool(place.covered)
     return place.in_a_partition(at, mdsuper.NEW_BYTES)
+
+
+def _in_front_of_a_table(place: Place, version: str, at: int) -> Finding:
+    return Finding(f"{place.name}: an md superblock ({version}) beside a partition table, it is left out of account",
+                   place.where(at, mdsuper.NEW_BYTES, "md superblock"),
+                   "a disk is a member as a whole or has partitions, not both: one of the two is a leftover, and the "
+                   "table is taken for the current one", "check the partitions against what the machine showed; if the "
+                   "array was in use, clear the table in an image of the disk", Severity.WARNING)
 
 
 def _inside_another(device: Device, devices: Sequence[Device]) -> bool:

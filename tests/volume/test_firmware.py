@@ -179,6 +179,12 @@ def test_what_speaks_against_a_copy_is_said() -> None:
         assert words in finding.why
 
 
+def test_a_name_over_a_wrong_sum_is_said_all_the_same() -> None:
+    sector, content = made.nvidia(level=0x80)
+    found = find_volumes({"disk0": MemorySource(with_sector(sector, content[:0x20] + b"x" + content[0x21:]))})
+    assert said(found, "NVIDIA, level not known") and "checksum is wrong" in found.findings[0].why
+
+
 @pytest.mark.parametrize("name, words", [
     ("isw", "RAID by Intel, RAID 0 \"RAID_Volume1\""), ("promise", "Promise FastTrak, RAID 0, disk 1 of 1"),
     ("lsi", "LSI, RAID 0, disk 1"), ("via", "VIA, RAID 0"), ("adaptec", "Adaptec HostRAID, RAID 0, one of 4")])

@@ -22,6 +22,7 @@ from p2v.source.device import open_disk
 from p2v.testing import FaultySource, MemorySource, numbered_sectors
 from p2v.volume import Layout, find_volumes, md, mdsuper, metadata_ranges
 from tests.volume.made_tables import disk as table_disk
+from tests.volume.made_tables import gpt as make_gpt
 from tests.volume.made_tables import sector as table_sector
 
 MIB = 1 << 20
@@ -184,7 +185,31 @@ def test_a_leftover_in_front_of_a_table_is_no_member(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     make_disk(path, 8 * MIB // 512, 1, [Entry(7, FIRST, 4096)], made.GEOMETRY)
     made.write_member(path, made.Array("1.2", 2 * MIB), made.Disk(0))
-    assert [v.name for v in layout(path).volumes] == ["disk0p1"] and not layout(path).mirrors
+    found = layout(path)
+    assert [v.name for v in found.volumes] == ["disk0p1"] and not found.mirrors
+    assert said(found, "beside a partition table")[0].severity is Severity.WARNING
+
+
+def test_a_member_in_a_gpt_partition(tmp_path: Path) -> None:
+    path = tmp_path / "member"
+    path.write_bytes(numbered_sectors("member", MIB) + bytes(1 << 17))
+    made.write_member(path, made.Array("1.0", MIB), made.Disk(0))
+    data = bytearray(4 * MIB)
+    sectors = path.stat().st_size // 512
+    make_gpt(data, [("a19d880f-05fc-4d3b-a006-743f0f84911e", 2048, 2048 + sectors - 1)])
+    data[MIB:MIB + path.stat().st_size] = path.read_bytes()
+    found = find_volumes({"disk0": MemorySource(data)})
+    (leg,) = one_mirror(found).legs
+    assert leg.member.offset == MIB and read(leg.source, 0, MIB) == numbered_sectors("member", MIB)
+
+
+def test_a_spare_is_no_candidate(whole: made.Content, tmp_path: Path) -> None:
+    array = made.Array("1.2", whole.size, roles=(0, 1, made.SPARE))
+    paths = [made.place_member(tmp_path / str(number), array, made.Disk(number), whole.now) for number in range(3)]
+    found = layout(*paths)
+    *working, spare = one_mirror(found).legs
+    assert spare.disk == "disk2" and "calls it spare" in spare.against[0]
+    assert all(leg.against == leg.fails == () for leg in working) and found.findings == ()
 
 
 def test_a_partition_that_should_be_a_member_is_no_volume() -> None:
