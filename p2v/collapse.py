@@ -48,7 +48,8 @@ class PlainDisk:
     """A disk that is put together. base: id of the source that its table comes from, "" for a new one.
 
     raw: the pieces; source: with the patches over them. twin: like raw, the mirrored ranges as another leg has
-    them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot.
+    them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot,
+    each with the names of its legs' disks.
     """
 
     base: str
@@ -57,7 +58,7 @@ class PlainDisk:
     raw: Source
     source: Source
     twin: Source | None
-    helped: tuple[Mirrored, ...] = ()
+    helped: tuple[tuple[Mirrored, tuple[str, ...]], ...] = ()
 
     @property
     def mirrored(self) -> list[Piece]:
@@ -111,7 +112,7 @@ class _Collapse:
                         for volume in layout.volumes}
         self.partitions = {id: [p for p in layout.partitions if p.disk == id] for id in disks}
         self.in_step, self.shared = in_step or shared, shared
-        self._helped: list[Mirrored] = []
+        self._helped: list[tuple[Mirrored, tuple[str, ...]]] = []
         self.metadata = {id: metadata_ranges(source) for id, source in disks.items()}
 
     @staticmethod
@@ -322,7 +323,7 @@ class _Collapse:
             legs = [Window(self.disks[disk], at, piece.length, self.disks[disk].name)
                     for disk, at in ((piece.source, piece.at), *piece.twins)]
             mirrored = Mirrored(legs, legs[0].name, size=piece.length, in_step=True, shared=self.shared)
-            self._helped.append(mirrored)
+            self._helped.append((mirrored, tuple(leg.name for leg in legs)))
             return Part(piece.offset, piece.length, mirrored, 0)
         return Part(piece.offset, piece.length, self.disks[piece.source], piece.at)
 

@@ -30,6 +30,7 @@ from p2v.errors import (
 from p2v.extents import intersection
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
+from p2v.losses import files_lost
 from p2v.model import (
     Cancel,
     DiskPlan,
@@ -47,6 +48,8 @@ from p2v.pairing import Copying, LegOptions, Outcome, copy_both
 from p2v.rundir import RunDir, save_json
 
 Copied: TypeAlias = tuple[CopyReport, ImageWriter | None]
+RESTORE = ("restore the files that are named from a backup; to try harder, copy that disk with GNU ddrescue first "
+           "(ddrescue -d DISK rescued.img rescued.map), then convert with the copy in its place")
 MARGIN = 64 << 20  # bytes of free space to leave: tables, the overlay, the log
 
 
@@ -108,6 +111,7 @@ def convert(
         run.save_state(finished=True, undone=None)
         folder.forget_copies(run)
         said = [finding for outcome in outcomes.values() for finding in outcome.findings]
+        said += files_of_bad(plan, run, reports)
         return _result(run, plan, reports, said=said)
 
 
@@ -280,6 +284,13 @@ def appliance_finding(run: RunDir) -> Iterator[Finding]:
                       next="nothing")
 
 
+def files_of_bad(plan: Plan, run: RunDir, reports: Mapping[str, CopyReport]) -> list[Finding]:
+    """Whose the bytes are that could not be read, by the images."""
+    return [finding for disk in plan.disks if reports[disk.id].bad for finding in files_lost(
+        FORMATS[disk.format], run.folder / disk.image, [Range(e.offset, e.length) for e in reports[disk.id].bad],
+        disk.id)]
+
+
 def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding, ...]:
     """What could not be read of the sources and is zeroes in the images."""
     return tuple(
@@ -287,7 +298,7 @@ def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding
             f"{sum(bad.length for bad in report.bad)} bytes in {len(report.bad)} range(s) are unreadable",
             Where(disk.path, report.bad[0].offset, report.bad[0].length),
             "they are zeroes in the image: files or free space there have lost that content",
-            planning.RESCUE_FIRST,
+            RESTORE if disk.pieces else planning.RESCUE_FIRST,
             Severity.WARNING,
         )
         for disk in plan.disks

@@ -25,7 +25,7 @@ def losses(source: Source, job: Job, report: CopyReport, chart: Path, disk: str)
         if job.form.NAME == "raw":
             again += f"; or ddrescue -d -r3 {source.name} {job.path} {chart}, and then the same command with --resume"
     yield from ranges(source, report.bad, again)
-    yield from _files_hit(job.form, job.path, [Range(e.offset, e.length) for e in report.bad], disk)
+    yield from files_lost(job.form, job.path, [Range(e.offset, e.length) for e in report.bad], disk)
 
 
 def ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Finding]:
@@ -38,7 +38,7 @@ def ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Findin
                       "they are zeroes in the image; the manifest lists them all", again, Severity.WARNING)
 
 
-def _files_hit(form: ImageFormat, path: Path, bad: Sequence[Range], disk: str) -> Iterator[Finding]:
+def files_lost(form: ImageFormat, path: Path, bad: Sequence[Range], disk: str) -> Iterator[Finding]:
     """The files that have lost content, by the image itself: the failing disk is left in peace."""
     from p2v.filesystem.hit import files_hit
 

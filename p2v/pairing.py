@@ -198,8 +198,8 @@ def _protected(source: Source, piece: Piece) -> tuple[Range, ...]:
 
 def _helped(plain: PlainDisk) -> list[Finding]:
     """What came from another leg than the chosen one while legs that were compared before were read."""
-    return _taken([Filled(one.range, f"leg {one.leg + 1} of {mirrored.name}", one.reason)
-                   for mirrored in plain.helped for one in mirrored.taken])
+    return _taken([Filled(one.range, legs[one.leg], one.reason)
+                   for mirrored, legs in plain.helped for one in mirrored.taken])
 
 
 def _taken(filled: Sequence[Filled]) -> list[Finding]:
