@@ -269,7 +269,7 @@ KINDS: dict[str, tuple[Callable[[Path], contextlib.AbstractContextManager[Case]]
 }
 NO_SOURCES = {  # modules of the room that hold none; partclone's needs partclone: tests/source/test_images_in.py
     "bounds", "in_use", "nbdsession", "images", "tables", "vmdkfiles", "vmdktables", "vmdkimage", "vhdimage",
-    "vdiimage", "qcow2image", "partclone", "ways", "ahead",
+    "vdiimage", "qcow2image", "partclone", "ways", "ahead", "private",
 }
 
 
