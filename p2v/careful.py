@@ -21,11 +21,13 @@ class Interrupted(Exception):
 
 def fill(source: Source, item: Item, buffer: memoryview) -> None:
     """The chunk as it will be written: what item reads, and zeroes. Raises ReadError."""
-    if sum(span.length for span in item.reads) < CHUNK:
-        blank(buffer, 0, CHUNK)
+    at = 0
     for span in item.reads:
-        at = span.offset - item.offset
-        source.read_into(span.offset, buffer[at : at + span.length])
+        start = span.offset - item.offset
+        blank(buffer, at, start - at)
+        at = start + span.length
+        source.read_into(span.offset, buffer[start:at])
+    blank(buffer, at, CHUNK - at)
     for gap in item.blanks:
         blank(buffer, gap.offset - item.offset, gap.length)
 
