@@ -62,9 +62,9 @@ _RENAMED = {"ImageOptions": ("p2v.diskcopy", "Options"), "open": ("p2v.planning"
 _HOME = {name: (home, name) for home, names in _HOMES.items() for name in names} | _RENAMED
 
 __all__ = [
-    "Cancelled", "DriftError", "Finding", "GuestError", "ImageOptions", "Inspection", "LayoutError",
-    "LegOptions", "MismatchError", "MissingTool", "P2VError", "Plan", "PlanError", "ReadError", "Result",
-    "Severity", "Source", "Unsupported", "Where", "WriteError", "adapt", "convert", "image", "inspect", "load_plan", "open", "plan",
+    "Cancelled", "DriftError", "Finding", "GuestError", "ImageOptions", "Inspection", "LayoutError", "LegOptions",
+    "MismatchError", "MissingTool", "P2VError", "Plan", "PlanError", "ReadError", "Result", "Severity", "Source",
+    "Unsupported", "Where", "WriteError", "adapt", "convert", "image", "inspect", "load_plan", "open", "plan",
     "render", "undo", "verify",
 ]
 

@@ -120,14 +120,17 @@ def legged(command: Command) -> Command:
                              "NAME=DISK. May be given several times.")(command)
 
 
-def collapsed(command: Command) -> Command:
-    """The options of every command that makes plain disks of mirrors and sets."""
-    command = click.option(
-        "--compare", is_flag=True,
-        help="Compare mirrors' legs first; where they are in step, each helps the other out.")(command)
-    return click.option("--layout", default="collapse", show_default=True, metavar="NAME",
-                        help="collapse: plain disks out of mirrors and dynamic disks; keep: each disk as it is.")(
-                            legged(command))
+def collapsed(default: str) -> Callable[[Command], Command]:
+    """The options of every command that makes plain disks of mirrors and sets. default: its --layout."""
+    def options(command: Command) -> Command:
+        command = click.option(
+            "--compare", is_flag=True,
+            help="Compare mirrors' legs first; where they are in step, each helps the other out.")(command)
+        return click.option(
+            "--layout", default=default, show_default=True, metavar="NAME",
+            help="collapse: plain disks out of mirrors and dynamic disks; keep: each disk as it is.")(legged(command))
+
+    return options
 
 
 class Bar:
@@ -221,7 +224,7 @@ def inspect(disks: tuple[str, ...], source_format: str | None, as_json: bool, **
 @click.option("--all", "copy_all", is_flag=True, help="Copy free space and page files, too.")
 @click.option("--force", is_flag=True, help="Take the output folder although it holds another plan's images.")
 @click.option("--svg", type=PATH, metavar="FILE", help="Draw how the VM's disks are put together into FILE.")
-@collapsed
+@collapsed("collapse")
 @planned
 @outsiders
 @common
@@ -255,7 +258,7 @@ def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_j
 @click.option("--trust-equal", is_flag=True, help="A mirror's legs are equal: read both at once, each a part.")
 @click.option("--rescue-from-stale", "from_stale", is_flag=True,
               help="Fill what the chosen leg cannot give even from a leg that holds older data.")
-@collapsed
+@collapsed("collapse")
 @planned
 @outsiders
 @common
@@ -315,6 +318,7 @@ class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in click's s
 @click.option("--retries", default=0, type=click.IntRange(0), help="Tries more for each unreadable sector.")
 @click.option("--rate", type=Amount(), default=None, help="Read no more than so many bytes a second (20M).")
 @click.option("--run", "run_folder", type=PATH, help="Where to keep progress (else OUTPUT.p2v).")
+@collapsed("keep")
 @outsiders
 @common
 @reported

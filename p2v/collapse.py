@@ -49,7 +49,7 @@ class PlainDisk:
 
     raw: the pieces; source: with the patches over them. twin: like raw, the mirrored ranges as another leg has
     them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot,
-    each with the names of its legs' disks.
+    each with the names of its legs' disks and its place on this one.
     """
 
     base: str
@@ -58,7 +58,7 @@ class PlainDisk:
     raw: Source
     source: Source
     twin: Source | None
-    helped: tuple[tuple[Mirrored, tuple[str, ...]], ...] = ()
+    helped: tuple[tuple[Mirrored, tuple[str, ...], int], ...] = ()
 
     @property
     def mirrored(self) -> list[Piece]:
@@ -112,7 +112,7 @@ class _Collapse:
                         for volume in layout.volumes}
         self.partitions = {id: [p for p in layout.partitions if p.disk == id] for id in disks}
         self.in_step, self.shared = in_step or shared, shared
-        self._helped: list[tuple[Mirrored, tuple[str, ...]]] = []
+        self._helped: list[tuple[Mirrored, tuple[str, ...], int]] = []
         self.metadata = {id: metadata_ranges(source) for id, source in disks.items()}
 
     @staticmethod
@@ -323,7 +323,7 @@ class _Collapse:
             legs = [Window(self.disks[disk], at, piece.length, self.disks[disk].name)
                     for disk, at in ((piece.source, piece.at), *piece.twins)]
             mirrored = Mirrored(legs, legs[0].name, size=piece.length, in_step=True, shared=self.shared)
-            self._helped.append((mirrored, tuple(leg.name for leg in legs)))
+            self._helped.append((mirrored, tuple(leg.name for leg in legs), piece.offset))
             return Part(piece.offset, piece.length, mirrored, 0)
         return Part(piece.offset, piece.length, self.disks[piece.source], piece.at)
 

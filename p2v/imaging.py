@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from p2v import places, planning, record, refresh
+from p2v.arranging import KEEP, Arranged, arrange
 from p2v.conversion import Result, spared
 from p2v.copy import CopyReport, bad_in_any, plan_copy, refuse_differing, run_copy, verify_copy
 from p2v.diskcopy import DiskCopy, Options, map_path
@@ -45,6 +46,9 @@ def image(
     cancel: Cancel | None = None,
     pipe: int = 1,
     outside: bool = False,
+    layout: str = KEEP,
+    legs: Mapping[str, str] | None = None,
+    compare: bool = False,
 ) -> Result:
     """Copy disks into images.
 
@@ -54,34 +58,60 @@ def image(
     run_folder: where progress is kept; else OUTPUT.p2v, for a device in the current folder.
     resume: go on with what was cut short; with options.retries also with the bad places of a finished rescue.
     force: replace what is there. since: the manifest of this very image: only what has changed since is written
-    into it. outside: a source may name files outside its own folder.
+    into it. outside: a source may name files outside its own folder. layout: "keep" copies each disk exactly,
+    members of sets too; "collapse" makes plain disks of mirrors and sets; legs, compare: see planning.plan.
     Raises PlanError when the output is taken, Unsupported, ReadError (DeviceGone: go on when it is back),
     DriftError when resuming onto another disk, WriteError, Cancelled.
     """
     if str(output) in ("-", "null"):
         return _stream(sources, str(output), format, (source_format, outside), options, progress, cancel, pipe)
-    run, images = places.find(sources, Path(output), run_folder, format)
-    places.refuse(sources, images)
-    if options.retries and images[0].form.SEQUENTIAL:
-        raise places.sequential(images[0].kind, "the rescue of a failing disk writes in any order")
-    with opened(sources, source_format, outside) as disks, places.held(run, images):
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(opened(sources, source_format, outside))
+        arranged, said = arrange_for_image(given, layout, legs, compare=compare, progress=progress, cancel=cancel)
+        disks = arranged.disks
+        run, images = places.find(len(disks), Path(output), run_folder, format)
+        places.refuse(sources, images)
+        if options.retries and images[0].form.SEQUENTIAL:
+            raise places.sequential(images[0].kind, "the rescue of a failing disk writes in any order")
+        stack.enter_context(places.held(run, images))
         files = tuple(str(place.path) for place in images)
         wanted = {"sources": [str(source) for source in sources], "images": list(files),
-                  "formats": [place.kind for place in images], "everything": options.everything}
+                  "formats": [place.kind for place in images], "everything": options.everything,
+                  **({"legs": dict(arranged.built.legs)} if arranged.built else {})}
         jobs = {disk: place.job(run, disk, options.seconds) for disk, place in zip(disks, images, strict=True)}
         work = Work(disks, jobs, run, wanted, options, progress, cancel)
         places.refuse_sizes(sources, disks, images)
         if since is not None:
             reports, findings = refresh.update(work, Path(since))
-            return Result(str(run.folder), files, 0, reports, tuple(findings))
+            return Result(str(run.folder), files, 0, reports, (*said, *findings))
         if places.claim(run, jobs, wanted, resume=resume, force=force):
             again = refresh.retry(work)
             if again is None:
                 return Result(str(output), files, 0, load_reports(run), (), done_before=True)
             return Result(str(output), files, 0, again, tuple(_said(work, again)))
-        record.save_inputs(run, sources, source_format, outside)
+        record.save_inputs(run, sources, source_format, outside, arranged)
         reports, findings = _copy(work, images, check_room=not resume)
-        return Result(str(output), files, 0, reports, tuple(findings))
+        return Result(str(output), files, 0, reports, (*said, *findings))
+
+
+def arrange_for_image(
+    given: Mapping[str, Source], layout: str, legs: Mapping[str, str] | None, *, compare: bool, progress: Progress,
+    cancel: Cancel | None,
+) -> tuple[Arranged, list[Finding]]:
+    """The disks to copy: as they are, in the order given, or plain ones made of mirrors and sets."""
+    if layout == KEEP:
+        return Arranged(given, given), []
+    arranged, findings = arrange(given, legs, layout), []
+    if compare:
+        from p2v.pairing import compare_mirrors
+        from p2v.volume import find_volumes
+
+        compared = compare_mirrors(find_volumes(given).mirrors, arranged.built.legs if arranged.built else {},
+                                   progress=progress, cancel=cancel)
+        findings = [said for one in compared for said in one.findings]
+        if compared and all(one.in_step for one in compared):
+            arranged = arrange(given, legs, layout, in_step=True)
+    return arranged, [*arranged.findings, *findings]
 
 
 def _copy(
@@ -169,8 +199,7 @@ def _compare(
     """Raises MismatchError naming the first chunk of a disk that is not what was copied."""
     extents = record.load_extents(run, {disk: report.size for disk, report in reports.items()})
     findings: list[Finding] = []
-    with contextlib.ExitStack() as stack:
-        disks = [stack.enter_context(contextlib.closing(one)) for one in record.open_inputs(run)]
+    with record.inputs(run) as disks:
         for (disk, report), source in zip(reports.items(), disks, strict=True):
             if source.size != report.size:
                 raise MismatchError(f"{source.name} has another size than when it was copied", Where(source.name),

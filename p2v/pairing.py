@@ -81,7 +81,7 @@ def compare_mirrors(
 
 def _compared(mirror: Mirror, chosen: str, progress: Progress, cancel: Cancel | None) -> list[Compared]:
     legs = sorted(mirror.legs, key=lambda leg: leg.disk != chosen)
-    sources = [Window(leg.source, 0, mirror.size, leg.disk) for leg in legs]
+    sources = [Window(leg.source, 0, mirror.size, f"{mirror.name} on {leg.disk}") for leg in legs]
 
     def said(_stage: str, done: int, total: int) -> None:
         progress(f"compare {mirror.name}", done, total)
@@ -198,8 +198,8 @@ def _protected(source: Source, piece: Piece) -> tuple[Range, ...]:
 
 def _helped(plain: PlainDisk) -> list[Finding]:
     """What came from another leg than the chosen one while legs that were compared before were read."""
-    return _taken([Filled(one.range, legs[one.leg], one.reason)
-                   for mirrored, legs in plain.helped for one in mirrored.taken])
+    return _taken([Filled(Range(offset + one.range.offset, one.range.length), legs[one.leg], one.reason)
+                   for mirrored, legs, offset in plain.helped for one in mirrored.taken])
 
 
 def _taken(filled: Sequence[Filled]) -> list[Finding]:

@@ -44,25 +44,25 @@ class Place:
 
 
 def find(
-    sources: Sequence[str | Path], output: Path, run_folder: str | Path | None, format: str | None
+    count: int, output: Path, run_folder: str | Path | None, format: str | None
 ) -> tuple[RunDir, list[Place]]:
-    """The run, and each source's place. Raises PlanError, Unsupported."""
+    """The run, and the place of each of count images. Raises PlanError, Unsupported."""
     if format is not None and format not in FORMATS:
         raise PlanError(f"no format is called {format}", "--format", next="choose one of: " + ", ".join(FORMATS))
     if raw_device.is_device(output):
-        return _device(sources, output, run_folder, format)
-    if len(sources) > 1:
+        return _device(count, output, run_folder, format)
+    if count > 1:
         kind = format or "raw"
-        images = [Place(output / f"disk{number}{FORMATS[kind].SUFFIX}", kind) for number in range(len(sources))]
+        images = [Place(output / f"disk{number}{FORMATS[kind].SUFFIX}", kind) for number in range(count)]
         return RunDir.of_output(run_folder or output), images
     return RunDir.of_output(run_folder or f"{output}.p2v"), [Place(output, format or _format_of(output))]
 
 
 def _device(
-    sources: Sequence[str | Path], output: Path, run_folder: str | Path | None, format: str | None
+    count: int, output: Path, run_folder: str | Path | None, format: str | None
 ) -> tuple[RunDir, list[Place]]:
     """Its run lies in the current folder: nothing stays in /dev."""
-    if len(sources) != 1:
+    if count != 1:
         raise PlanError("a device takes one disk", Where(item=str(output)), "several were named",
                         "name one source for each device")
     if format not in (None, "raw"):

@@ -33,14 +33,16 @@ The manifest, OUTPUT.p2v/manifest.json, is a promise: these fields stay, others 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import p2v
 from p2v import losses, planning
+from p2v.arranging import Arranged, arrange
 from p2v.conversion import spared
 from p2v.copy import CopyReport, plan_copy
 from p2v.diskcopy import Options
@@ -64,27 +66,31 @@ class Work:
     cancel: Cancel | None
 
 
-def save_inputs(run: RunDir, sources: Sequence[str | Path], format: str | None, outside: bool) -> None:
-    """How the disks were opened, for whoever reads them again."""
+def save_inputs(
+    run: RunDir, sources: Sequence[str | Path], format: str | None, outside: bool, arranged: Arranged
+) -> None:
+    """How the disks were opened and arranged, for whoever reads them again."""
+    if arranged.built is not None:
+        run.save_state(collapsed={"legs": dict(arranged.built.legs), "in_step": arranged.in_step})
     run.save_state(inputs=[{"path": os.path.abspath(source), "format": format, "outside": outside}
                            for source in sources])
 
 
-def open_inputs(run: RunDir) -> list[Source]:
-    """The disks of a run once more; the caller closes them. Raises PlanError and what open_source raises."""
-    kept = run.state().get("inputs")
-    if not kept:
+@contextlib.contextmanager
+def inputs(run: RunDir) -> Iterator[list[Source]]:
+    """The disks of a run once more, in the images' order. Raises PlanError and what open_source raises."""
+    state = run.state()
+    if not state.get("inputs"):
         raise PlanError("this run does not say which disks it copied", Where(item=str(run.run / "state.json")),
                         "it was made by an older p2v", "verify without --source, or copy anew with --force")
-    found: list[Source] = []
-    try:
-        for one in kept:
-            found.append(planning.open_source(one["path"], one["format"], outside=bool(one["outside"])))
-    except BaseException:
-        for source in found:
-            source.close()
-        raise
-    return found
+    with contextlib.ExitStack() as stack:
+        given: dict[str, Source] = {}
+        for one in state["inputs"]:
+            source = planning.open_source(one["path"], one["format"], outside=bool(one["outside"]))
+            given[f"disk{len(given)}"] = stack.enter_context(contextlib.closing(source))
+        made = state.get("collapsed")
+        disks = given if made is None else arrange(given, made["legs"], in_step=bool(made["in_step"])).disks
+        yield list(disks.values())
 
 
 def plans(work: Work) -> tuple[dict[str, list[Extent]], list[Finding]]:

@@ -82,7 +82,8 @@ def find_system(guest: Disks) -> System:
     system_volume = _system_volume(guest, readable)
     trees = [(name, root) for name, files in readable.items() for root in windows_folders(files)]
     if not system_volume:
-        return replace(_without_loader(guest, readable, trees), findings=tuple(findings))
+        found = _without_loader(guest, readable, trees)
+        return replace(found, findings=(*findings, *found.findings))
     files = readable[system_volume]
     ini_name = spelled(files, "", "boot.ini")
     if ini_name is None:
@@ -163,7 +164,11 @@ def _without_loader(guest: Disks, readable: Mapping[str, GuestFiles], trees: Seq
     if guest.collapsed is None or len(trees) != 1:
         raise _nothing(readable, trees)
     volume, root = trees[0]
-    return System(volume, volume, root)
+    gone = Finding("the loader's files (ntldr, ntdetect.com, boot.ini) are on none of these disks", Where(volume),
+                   f"the disk that the server started from is missing; the VM will start from {volume}",
+                   "have ntldr and ntdetect.com of this Windows at hand: give their folder with --drivers DIR",
+                   Severity.WARNING)
+    return System(volume, volume, root, None, (gone,))
 
 
 def _without_ini(system_volume: str, trees: Sequence[tuple[str, str]]) -> System:

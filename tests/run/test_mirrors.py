@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,6 +23,7 @@ from p2v.model import Range, Source, read
 from p2v.planfile import contents, from_json, to_json
 from p2v.rendering import render_inspection
 from p2v.source.device import open_disk
+from p2v.source.nbd import open_image
 from p2v.volume import find_volumes
 
 SPLIT = ("ldm-mirror-split", "ldm-mirror-split-even")
@@ -145,3 +146,27 @@ def test_a_mirror_with_bad_sectors_where_the_plan_must_look(tmp_path: Path) -> N
     with failing({server.disks[0]: (Range(start, 512), Range(hive, 512))}):
         plan = p2v.plan(server.disks, output=tmp_path / "out")
     assert plan.in_step and any("cannot be read" in finding.what for finding in plan.findings)
+
+
+@pytest.mark.parametrize("name", ["ldm-mirror-data", "ldm-raid5"])
+def test_plain_disks_are_imaged_where_nobody_needs_a_guest(name: str, tmp_path: Path) -> None:
+    server = mirrors.BUILDERS[name](tmp_path / "server")
+    several = name == "ldm-raid5"
+    output = tmp_path / ("vm" if several else "vm.qcow2")
+    result = p2v.image(server.disks, output, layout="collapse", format="qcow2", compare=True)
+    p2v.verify(tmp_path / ("vm" if several else "vm.qcow2.p2v"), source=True)
+    with ExitStack() as stack:
+        disks = {f"disk{number}": stack.enter_context(closing(open_image(path, "qcow2")))
+                 for number, path in enumerate(result.files)}
+        on_disks = hashes_on(disks)
+    for assembly in server.assemblies:
+        assert any(assembly.files[0].items() <= found.items() for found in on_disks), assembly.name
+    again = p2v.image(server.disks, output, layout="collapse", format="qcow2", compare=True, resume=True)
+    assert again.done_before
+
+
+def test_members_are_imaged_exactly(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    p2v.image(server.disks, tmp_path / "members")
+    for number, disk in enumerate(server.disks):
+        assert (tmp_path / "members" / f"disk{number}.raw").read_bytes() == disk.read_bytes()
