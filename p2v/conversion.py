@@ -216,17 +216,17 @@ def _copy_all(
         writers = []
         for disk, (extents, job) in jobs.items():
 
-            def copy(disk: str = disk, extents: list[Extent] = extents, job: Job = job) -> Copied:
+            def copy(source: Source, disk: str = disk, extents: list[Extent] = extents, job: Job = job) -> Copied:
                 def told(_stage: str, done: int, total: int) -> None:
                     progress(f"copy {disk}", done, total)
 
-                copied = copy_image(edited[disk], extents, job, progress=told, cancel=cancel)
+                copied = copy_image(source, extents, job, progress=told, cancel=cancel)
                 if copied[1] is not None:
                     undo.callback(job.give_up, copied[1])
                 return copied
 
             plain = arranged.built.disks[disk] if arranged.built else None
-            copying = Copying(disk, plain, edited[disk], extents, job.form, names, job.log.clear)
+            copying = Copying(disk, plain, edited[disk], extents, job.form, names, job.keeper())
             outcomes[disk] = copy_both(copying, copy, legs, progress, cancel)
             if (writer := outcomes[disk].writer) is not None:
                 writers.append(writer)

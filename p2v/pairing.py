@@ -7,14 +7,15 @@ where a comparison of all else says that the two are in step, or the user has sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
+from p2v.checkpoint import Keeper
+from p2v.coarse import Coarse
 from p2v.collapse import PlainDisk
 from p2v.comparing import Comparison, compare, cut, data_of
 from p2v.copy import CopyReport
 from p2v.errors import Finding, ReadError, Severity, Where
-from p2v.extents import intersection, union
+from p2v.extents import intersection, union, without
 from p2v.filesystem import examine
 from p2v.filling import Filled, Pair, fill
 from p2v.model import (
@@ -119,7 +120,7 @@ class Copying:
     """One disk's copy as it goes: where its bytes come from, and where they go.
 
     plain: how the disk is put together, None where it is the server's own. source: edits included. names: of
-    the disks handed in, by id. forget: drops the copy's checkpoints, whose digests a filled image does not have.
+    the disks handed in, by id. keeper: of the copy's checkpoints; a filled image gets one more.
     """
 
     disk: str
@@ -128,7 +129,7 @@ class Copying:
     extents: Sequence[Extent]
     form: ImageFormat
     names: Mapping[str, str]
-    forget: Callable[[], None]
+    keeper: Keeper | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,23 +143,24 @@ class Outcome:
 
 
 def copy_both(
-    copying: Copying, copy: Callable[[], tuple[CopyReport, ImageWriter | None]], options: LegOptions,
+    copying: Copying, copy: Callable[[Source], tuple[CopyReport, ImageWriter | None]], options: LegOptions,
     progress: Progress, cancel: Cancel | None,
 ) -> Outcome:
     """Copy the chosen legs, compare the others on the way, and fill what could not be read.
 
-    copy: makes the copy. Raises what copy raises, Cancelled, WriteError. Whatever the other leg does, the copy is
-    the chosen leg's and is finished.
+    copy: makes the copy of a source. Raises what copy raises, Cancelled, WriteError. Whatever the other leg does,
+    the copy is the chosen leg's and is finished. Bad places are left at once at first: what another leg in step has
+    is never searched for on a failing disk; all else is read as a rescue does it, afterwards.
     """
     plain = copying.plain
     if plain is None or plain.twin is None or options.single or plain.helped:
-        report, writer = copy()
+        report, writer = copy(copying.source)
         return Outcome(report, writer, tuple(_helped(plain)) if plain else ())
+    coarse = not copying.form.SEQUENTIAL
     wanted = intersection([Range(e.offset, e.length) for e in copying.extents if e.kind is Kind.DATA],
                           union(Range(piece.offset, piece.length) for piece in plain.mirrored))
-    with ExitStack() as stack:
-        beside = stack.enter_context(Beside(plain.twin, data_of(wanted, plain.twin.size)))
-        report, writer = copy()
+    with Beside(plain.twin, data_of(wanted, plain.twin.size)) as beside:
+        report, writer = copy(Coarse(copying.source) if coarse else copying.source)
         if writer is None:  # the image was complete before this run, and was compared then
             return Outcome(report, writer)
         findings: list[Finding] = []
@@ -171,14 +173,28 @@ def copy_both(
                               name, draws=False) for name, span in _placed(copying.disk, plain.source, piece)]
             findings += [finding for one in judged for finding in one.findings]
             pair = Pair(copying.source, plain.twin, names, all(one.in_step for one in judged),
-                        Range(piece.offset, piece.length), stale_too=options.from_stale,
-                        except_in=_protected(plain.source, piece))
-            if report.bad and (pair.in_step or pair.stale_too):
-                copying.forget()
-            filling = fill(report, copying.extents, writer, copying.form, pair, progress=progress, cancel=cancel)
+                        Range(piece.offset, piece.length), coarse, options.from_stale,
+                        _protected(plain.source, piece, report) if options.from_stale else ())
+            filling = fill(report, copying.extents, writer, copying.form, pair, keeper=copying.keeper,
+                           progress=progress, cancel=cancel)
             report, filled = filling.report, [*filled, *filling.filled]
             findings += filling.findings
+        if coarse:
+            report = _alone(copying, plain, report, writer, progress, cancel)
         return Outcome(report, writer, (*findings, *beside.findings, *_taken(filled)), tuple(filled))
+
+
+def _alone(
+    copying: Copying, plain: PlainDisk, report: CopyReport, writer: ImageWriter, progress: Progress,
+    cancel: Cancel | None,
+) -> CopyReport:
+    """What was left beside the mirrors, read to its last sector: no other leg has that."""
+    mirrored = union(Range(piece.offset, piece.length) for piece in plain.mirrored)
+    for span in without([Range(0, plain.source.size)], mirrored):
+        pair = Pair(copying.source, copying.source, ("", ""), False, span, True)
+        report = fill(report, copying.extents, writer, copying.form, pair, keeper=copying.keeper,
+                      progress=progress, cancel=cancel).report
+    return report
 
 
 def _placed(disk: str, source: Source, piece: Piece) -> list[tuple[str, Range]]:
@@ -190,10 +206,12 @@ def _placed(disk: str, source: Source, piece: Piece) -> list[tuple[str, Range]]:
     return found or [(disk, Range(0, piece.length))]
 
 
-def _protected(source: Source, piece: Piece) -> tuple[Range, ...]:
-    """What never comes from a stale leg, in bytes of the disk."""
+def _protected(source: Source, piece: Piece, report: CopyReport) -> tuple[Range, ...]:
+    """What of the lost ranges never comes from a stale leg, in bytes of the disk."""
     volume = Window(source, piece.offset, piece.length, source.name)
-    return tuple(Range(piece.offset + r.offset, r.length) for r in protected_ranges(volume, _examined(volume)))
+    lost = [Range(r.offset - piece.offset, r.length) for r in intersection(
+        [Range(e.offset, e.length) for e in report.bad], [Range(piece.offset, piece.length)])]
+    return tuple(Range(piece.offset + r.offset, r.length) for r in protected_ranges(volume, _examined(volume), lost))
 
 
 def _helped(plain: PlainDisk) -> list[Finding]:
