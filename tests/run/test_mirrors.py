@@ -19,7 +19,7 @@ from p2v.arranging import Arranged
 from p2v.drawing import svg
 from p2v.errors import DriftError, PlanError, Severity, Unsupported
 from p2v.filesystem import examine, open_files
-from p2v.model import Range, Source, read
+from p2v.model import GuestFiles, Range, Source, read
 from p2v.planfile import contents, from_json, to_json
 from p2v.rendering import render_inspection
 from p2v.source.device import open_disk
@@ -47,11 +47,15 @@ def hashes_on(disks: Mapping[str, Source]) -> list[dict[str, str]]:
     found = []
     for volume in find_volumes(disks).volumes:
         files = open_files(volume.source, examine(volume.source))
-        found.append({path: hashlib.sha256(files.read(path)).hexdigest() for path in _walk(files, "")})
+        found.append(hashes_in(files))
     return found
 
 
-def _walk(files, folder: str) -> Iterator[str]:
+def hashes_in(files: GuestFiles) -> dict[str, str]:
+    return {path: hashlib.sha256(files.read(path)).hexdigest() for path in _walk(files, "")}
+
+
+def _walk(files: GuestFiles, folder: str) -> Iterator[str]:
     for name in files.list(folder or "\\"):
         path = f"{folder}\\{name}"
         stat = files.stat(path)
