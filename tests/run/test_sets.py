@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +14,7 @@ import p2v
 from fixtures import firmware, ftdata, md
 from p2v import arranging
 from p2v.errors import PlanError
-from p2v.model import Source
+from p2v.model import Source, read
 from p2v.source.device import open_disk
 from p2v.volume import find_volumes
 from tests.run.test_mirrors import hashes_on
@@ -92,3 +94,31 @@ def test_a_set_without_a_guest_is_imaged_and_verified(tmp_path: Path, contents: 
     p2v.image(disks, tmp_path / "vm.raw", layout="collapse", compare=True)
     p2v.verify(tmp_path / "vm.raw.p2v", source=True)
     assert hashes_of(tmp_path / "vm.raw", whole=True) == hashes_of(contents[True].now, whole=True)
+
+
+@pytest.mark.parametrize("names", [
+    ("2003r2-mirrored-1", "2003r2-mirrored-2"), ("2003r2-mirrored-2",), ("2003r2-simple-1",),
+    ("2003r2-raid5-1", "2003r2-raid5-2", "2003r2-raid5-3", "2003r2-striped-2", "2003r2-striped-1"),
+    ("2003r2-raid5-3", "2003r2-raid5-1"), ("2008r2-striped-1", "2008r2-striped-2"),
+])
+def test_real_dynamic_disks(names: tuple[str, ...], tmp_path: Path, corpus: Path, needs) -> None:
+    """Made by Windows: what they collapse to is whole for ntfsresize, which has never heard of sets."""
+    needs("ntfsresize")
+    disks = []
+    for name in names:
+        disks.append(tmp_path / f"{name}.img")
+        disks[-1].write_bytes(lzma.decompress((corpus / "ldm" / f"ldm-{name}.img.xz").read_bytes()))
+    with ExitStack() as stack:
+        given: dict[str, Source] = {}
+        for number, path in enumerate(disks):
+            given[f"disk{number}"] = source = open_disk(str(path))
+            stack.callback(source.close)
+        volumes = find_volumes(arranging.arrange(given).disks).volumes
+        assert volumes
+        for volume in volumes:
+            partition = tmp_path / "partition"
+            partition.write_bytes(read(volume.source, 0, volume.source.size))
+            hidden = int.from_bytes(read(volume.source, 0x1C, 4), "little")
+            assert volume.partition is not None and hidden * 512 == volume.partition.offset
+            done = subprocess.run(["ntfsresize", "-i", "-f", str(partition)], capture_output=True, text=True)
+            assert done.returncode == 0 and "inconsistent" not in done.stdout.lower(), done.stdout
