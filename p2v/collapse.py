@@ -94,12 +94,19 @@ def collapse(
     disks: by id, in the order given. chosen: the user's legs, see choosing.settle. in_step: the legs were
     compared and are equal: what the chosen one cannot read comes from another. shared: by the user's word they
     are, and all of them are read at once, each a part.
-    Raises PlanError where a leg cannot be chosen, with both histories; ReadError.
+    Raises PlanError where a leg cannot be chosen, with both histories, or shared legs do not look the same;
+    ReadError.
     """
     settled = settle(layout, chosen)
     for finding in settled.findings:
         if finding.severity is Severity.ERROR:
             raise PlanError(finding.what, finding.where, finding.why, finding.next)
+    for decision in settled.legs.values() if shared and not in_step else ():
+        if decision.differing:
+            raise PlanError(
+                f"the legs of {decision.volume} are not equal: they cannot share the reading", Where(decision.leg),
+                f"{', '.join(decision.differing)} would be mixed into {decision.leg}: "
+                + ("; ".join(decision.reasons) or "their histories differ"), "leave --trust-equal out")
     legs = {name: decision.leg for name, decision in settled.legs.items()}
     said = tuple(dict.fromkeys((*layout.findings, *settled.findings)))
     return _Collapse(disks, settled.layout, in_step=in_step, shared=shared).built(legs, said)
@@ -279,7 +286,7 @@ class _Collapse:
     def _piece(self, volume: Volume, offset: int) -> Piece:
         """A volume's bytes, at offset of the new disk: from its chosen leg, or from the volume as a whole."""
         length = volume.source.size
-        if volume.layout in ("simple", "mirrored") and _is_plain(volume, volume.members[0]):
+        if volume.layout in ("basic", "simple", "mirrored") and _is_plain(volume, volume.members[0]):
             first, *others = volume.members
             twins = tuple((m.disk, m.offset) for m in others if _is_plain(volume, m))
             return Piece(offset, length, first.disk, first.offset, twins)

@@ -66,7 +66,12 @@ def patches(
             yield from table.entry(partition.entry_offset, bytes(ENTRY_BYTES),
                                    "what it described is not on this disk any more, or was only a filler")
         elif seat is not None:
-            yield from table.retyped(partition, seat, starts=starts)
+            others = [one.offset for one in seats if one is not seat]
+            others += [one.offset for one in partitions
+                       if one.entry_offset not in gone and one.entry_offset != partition.entry_offset
+                       and one.logical == partition.logical]
+            room = min((at for at in others if at > seat.offset), default=raw.size) - seat.offset
+            yield from table.retyped(partition, seat, room, starts=starts)
         elif starts and partition.active and not partition.logical and partition.entry_offset not in gone:
             yield from table.entry(partition.entry_offset, b"\0", "only the system volume is active")
     for place, seat in made:
@@ -93,16 +98,20 @@ class _Table:
         if before != wanted:
             yield BytesChange(self.disk, offset, before, wanted, why, NAME)
 
-    def retyped(self, partition: Partition, seat: Seat, *, starts: bool) -> Iterator[BytesChange]:
-        """An entry that stays: type and flag, and start and length where the volume's data begin elsewhere."""
+    def retyped(self, partition: Partition, seat: Seat, room: int, *, starts: bool) -> Iterator[BytesChange]:
+        """An entry that stays: type and flag, and start and length where it does not fit the volume.
+
+        room: bytes from the volume's start to the next one: a dynamic disk's entry may stand for all of it.
+        """
         place = partition.entry_offset
         yield from self.entry(place + 4, bytes((seat.type,)),
                               f"{seat.what} becomes a plain partition; the type names its filesystem again")
         if starts and not partition.logical:
             yield from self.entry(place, b"\x80" if seat.active else b"\0", "the BIOS starts the system volume")
-        if seat.offset != partition.offset or seat.length > partition.length:
-            yield from self.entry(place + 8, struct.pack("<II", seat.offset // SECTOR, seat.length // SECTOR),
-                                  f"the data of {seat.what} begin behind the set's own header")
+        base = place // SECTOR if partition.logical else 0  # a logical one counts from its own table
+        if seat.offset != partition.offset or not seat.length <= partition.length <= room:
+            yield from self.entry(place + 8, struct.pack("<II", seat.offset // SECTOR - base, seat.length // SECTOR),
+                                  f"the entry says where {seat.what} lies, and nothing of its neighbours")
 
     def free(self, gone: Collection[int], after: int) -> Iterator[int]:
         """Places of unused primary entries, those behind the kept ones first: numbers of the others then stay."""
