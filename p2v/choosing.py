@@ -27,7 +27,7 @@ class Decision:
     """The leg of a mirror that is read. by: "evidence", "user" or "only one".
 
     volume: the mirror's name. leg: id of its disk; others: of the other legs' disks.
-    reasons: what was seen, in words.
+    reasons: what was seen, in words. differing: disks of the others that do not look just the same.
     """
 
     volume: str
@@ -35,6 +35,7 @@ class Decision:
     others: tuple[str, ...]
     reasons: tuple[str, ...]
     by: str
+    differing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class _Opinion:
     problems: tuple[str, ...]
     alike: tuple[str, ...] = ()
 
+    @property
+    def same(self) -> tuple[str, ...]:
+        """The disks of all legs that look as new as the one that the evidence takes, that one included."""
+        return (self.leg.disk, *self.alike) if self.leg else ()
+
 
 def settle(layout: Layout, chosen: Mapping[str, str] | None = None, *, single: bool = False) -> Settled:
     """Choose a leg for each mirror.
@@ -83,7 +89,10 @@ def settle(layout: Layout, chosen: Mapping[str, str] | None = None, *, single: b
             continue
         others = [other for other in mirror.legs if other is not leg]
         by = "user" if wish else "evidence" if others else "only one"
-        legs[mirror.name] = Decision(mirror.name, leg.disk, tuple(other.disk for other in others), opinion.reasons, by)
+        names = tuple(other.disk for other in others)
+        same = opinion.same if leg.disk in opinion.same else ()
+        legs[mirror.name] = Decision(mirror.name, leg.disk, names, opinion.reasons, by,
+                                     tuple(disk for disk in names if disk not in same))
         members = (leg.member, *(other.member for other in others if not single))
         volumes.append(Volume(mirror.name, Window(leg.source, 0, mirror.size, mirror.name), "mirrored", members,
                               leg.partition, mirror.origin))
@@ -173,8 +182,8 @@ def _said(mirrors: Sequence[Mirror], mirror: Mirror, opinion: _Opinion,
           wish: Leg | None) -> tuple[str, Severity, str]:
     """what, severity and next."""
     options = [_option(mirrors, mirror, leg) for leg in mirror.legs]
-    if wish and (wish is opinion.leg or len(mirror.legs) == 1):
-        agrees = wish is opinion.leg and len(mirror.legs) > 1
+    if wish and (wish.disk in opinion.same or len(mirror.legs) == 1):
+        agrees = wish.disk in opinion.same and len(mirror.legs) > 1
         return (f"the copy on {wish.disk} is read, as you said" + (", and the evidence agrees" if agrees else ""),
                 Severity.INFO if agrees else Severity.WARNING, "nothing")
     if wish:

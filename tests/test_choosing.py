@@ -282,10 +282,17 @@ def test_the_user_may_agree_with_the_evidence(volume: bytes, newer: bytes) -> No
     assert finding.severity is Severity.INFO and "the evidence agrees" in finding.what
 
 
+def test_of_legs_that_look_the_same_the_evidence_agrees_with_either(volume: bytes) -> None:
+    result = settled(mirror(leg("disk0", volume), leg("disk1", volume)), chosen={"": "disk1"})
+    assert only(result).severity is Severity.INFO and "the evidence agrees" in only(result).what
+    assert not result.legs["ldm.Volume1"].differing
+
+
 def test_the_user_may_ask_for_the_stale_leg_and_is_warned(volume: bytes, newer: bytes) -> None:
     result = settled(mirror(leg("disk0", newer), leg("disk1", volume, OLD)), chosen={"": "disk1"})
     assert result.legs["ldm.Volume1"].leg == "disk1" and only(result).severity is Severity.WARNING
     assert "said so; the evidence speaks for disk0" in only(result).what
+    assert result.legs["ldm.Volume1"].differing == ("disk0",)
 
 
 def test_a_name_weighs_more_than_a_letter_and_that_more_than_all(volume: bytes) -> None:

@@ -14,7 +14,7 @@ from fixtures.ldmserver import LdmServer
 from p2v import arranging
 from p2v.checkpoint import tie
 from p2v.copy import plan_copy, verify_copy
-from p2v.errors import Severity
+from p2v.errors import PlanError, Severity
 from p2v.filesystem import examine, open_files
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
@@ -115,6 +115,14 @@ def test_legs_that_are_trusted_share_the_reading(tmp_path: Path) -> None:
     server = mirrors.build_mirror_2003(tmp_path / "server", bad_sectors=(0, 1))
     outcome, image = copied(server, tmp_path, LegOptions(trust_equal=True))
     assert not outcome.report.bad and hashes(image) == data_of(server, 0)
+
+
+def test_the_users_word_does_not_mix_a_stale_leg_in(tmp_path: Path) -> None:
+    """All that is on the disks says that the legs differ: half of each would be two histories in one volume."""
+    server = mirrors.BUILDERS["ldm-mirror-stale"](tmp_path / "server")
+    with pytest.raises(PlanError, match=r"disk1 would be mixed into disk0.*higher generation") as caught:
+        copied(server, tmp_path, LegOptions(trust_equal=True))
+    assert "leave --trust-equal out" in caught.value.next
 
 
 @pytest.mark.parametrize("format", ["vmdk-stream", "qcow2-zstd"])
