@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
 
-from fixtures import guests
+from fixtures import branded, guests
 from fixtures.servers import (
     Server,
     build_nt4_fat16,
@@ -109,6 +109,24 @@ def nt4_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server
 def x64_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
     """Windows XP x64 SP2 (NT 5.2) on NTFS."""
     return build_x64(tmp_path_factory.mktemp("xp-x64"), corpus)
+
+
+@pytest.fixture(scope="session")
+def proliant_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
+    """NT 4 Server SP6a on a Compaq ProLiant, behind Compaq's partition; its service pack is in .supplied."""
+    return branded.build_proliant(tmp_path_factory.mktemp("proliant"), corpus)
+
+
+@pytest.fixture(scope="session")
+def poweredge_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Server:
+    """2000 Server SP4 (synthesised) on a Dell PowerEdge, on NTFS 3.0 behind Dell's partition."""
+    return branded.build_poweredge(tmp_path_factory.mktemp("poweredge"), corpus)
+
+
+@pytest.fixture(scope="session")
+def xseries_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """2003 Server SP2 (a stand-in) on an IBM xSeries. Needs no corpus."""
+    return branded.build_xseries(tmp_path_factory.mktemp("xseries"))
 
 
 # Guests as plain folders: a hundredth of a second each, and free to be spoilt.

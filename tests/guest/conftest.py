@@ -19,24 +19,26 @@ from p2v.testing import DirGuest
 Opener = Callable[[Server], ReadingGuest]
 
 
-@pytest.fixture
-def see() -> Iterator[Opener]:
-    """see(server): the server's disks through the reading door; closed after the test."""
+def opened(server: Server, stack: ExitStack) -> ReadingGuest:
+    """The server's disks through the reading door, until the stack is closed."""
     from p2v.filesystem import examine
     from p2v.source.device import open_disk
     from p2v.volume import find_volumes
 
-    with ExitStack() as stack:
-        def opened(server: Server) -> ReadingGuest:
-            disks = {f"disk{number}": open_disk(str(path)) for number, path in enumerate(server.disks)}
-            for disk in disks.values():
-                stack.callback(disk.close)
-            layout = find_volumes(disks)
-            filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
-            drivers = [str(server.supplied)] if server.supplied else []
-            return open_guest(disks, layout, filesystems, drivers)
+    disks = {f"disk{number}": open_disk(str(path)) for number, path in enumerate(server.disks)}
+    for disk in disks.values():
+        stack.callback(disk.close)
+    layout = find_volumes(disks)
+    filesystems = {volume.name: examine(volume.source) for volume in layout.volumes}
+    drivers = [str(server.supplied)] if server.supplied else []
+    return open_guest(disks, layout, filesystems, drivers)
 
-        yield opened
+
+@pytest.fixture
+def see() -> Iterator[Opener]:
+    """see(server): the server's disks through the reading door; closed after the test."""
+    with ExitStack() as stack:
+        yield lambda server: opened(server, stack)
 
 
 @pytest.fixture(scope="session")
