@@ -15,7 +15,7 @@ from p2v.arranging import KEEP, Arranged, arrange
 from p2v.conversion import Result, spared
 from p2v.copy import CopyReport, bad_in_any, plan_copy, refuse_differing, run_copy, verify_copy
 from p2v.diskcopy import DiskCopy, Options, map_path
-from p2v.errors import Finding, MismatchError, PlanError, Unsupported, Where
+from p2v.errors import Finding, MismatchError, PlanError, Severity, Unsupported, Where
 from p2v.folder import image_path, load_reports
 from p2v.formats import FORMATS, STREAMS, raw_device
 from p2v.formats.pipe import Pipe
@@ -98,10 +98,17 @@ def arrange_for_image(
     given: Mapping[str, Source], layout: str, legs: Mapping[str, str] | None, *, compare: bool, progress: Progress,
     cancel: Cancel | None,
 ) -> tuple[Arranged, list[Finding]]:
-    """The disks to copy: as they are, in the order given, or plain ones made of mirrors and sets."""
+    """The disks to copy: as they are, in the order given, or plain ones made of mirrors and sets.
+
+    Raises PlanError where something of the sets stops the work: the plain disks would lack it in silence.
+    """
     if layout == KEEP:
         return Arranged(given, given), []
     arranged, findings = arrange(given, legs, layout), []
+    for finding in arranged.findings:
+        if finding.severity is Severity.ERROR:
+            raise PlanError(finding.what, finding.where, finding.why,
+                            f"{finding.next}; --layout keep copies each disk as it is")
     if compare:
         from p2v.pairing import compare_mirrors
         from p2v.volume import find_volumes

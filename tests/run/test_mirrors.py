@@ -174,3 +174,13 @@ def test_members_are_imaged_exactly(tmp_path: Path) -> None:
     p2v.image(server.disks, tmp_path / "members")
     for number, disk in enumerate(server.disks):
         assert (tmp_path / "members" / f"disk{number}.raw").read_bytes() == disk.read_bytes()
+
+
+def test_plain_disks_are_not_imaged_while_something_stops_the_work(tmp_path: Path) -> None:
+    """A copy of one member beside it: what p2v plan stops at would else be an image with exit code 0."""
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    twin = tmp_path / "copy.img"
+    twin.write_bytes(server.disks[0].read_bytes())
+    with pytest.raises(PlanError, match="the same dynamic disk") as caught:
+        p2v.image([server.disks[0], twin], tmp_path / "vm", layout="collapse")
+    assert "--layout keep" in caught.value.next and not (tmp_path / "vm").exists()
