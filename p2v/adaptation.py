@@ -18,7 +18,6 @@ from p2v.formats import FORMATS, QEMU_DRIVERS
 from p2v.model import Cancel, Change, DiskPlan, Plan, Progress, State, no_progress
 from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.nbd import allocated
-from p2v.target import target_named
 
 STREAM_HEAD = 64 << 10  # bytes of a VMDK in which its descriptor lies
 
@@ -205,7 +204,7 @@ def _plan(
     made = planning.plan(paths, target=target, output=run.folder, drivers=drivers, source_format=source_format,
                          progress=progress, holding=holding)
     disks = tuple(replace(disk, image=disk.path, format=disk.source_format) for disk in made.disks)
-    machine = target_named(target).machine(paths[0].stem, made.facts, planning.machine_disks(disks, run.folder))
+    machine = replace(made.machine, name=paths[0].stem, disks=tuple(planning.machine_disks(disks, run.folder)))
     return replace(made, disks=disks, machine=machine)
 
 

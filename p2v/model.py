@@ -755,7 +755,10 @@ class MachineDisk:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The VM to define. memory in bytes; nic: the target's own model name, "" for none."""
+    """The VM to define. memory in bytes; nic: the target's own model name, "" for none.
+
+    controller: name of the manifest of the controller that the disks are on.
+    """
 
     name: str
     facts: GuestFacts
@@ -763,13 +766,43 @@ class Machine:
     memory: int
     cpus: int
     nic: str
+    controller: str = "piix-ide"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a user sets in a VM that p2v writes no definition of.
+
+    text: what to set, and why where that is not plain; {nic}, {cpus} and {memory} (in MiB) are the machine's,
+    NAME is what the user calls it. versions, architectures, controllers: of which Windows and manifest this is
+    said; () for any.
+    """
+
+    text: str
+    versions: tuple[tuple[int, int], ...] = ()
+    architectures: tuple[str, ...] = ()
+    controllers: tuple[str, ...] = ()
+
+    def fits(self, machine: Machine) -> bool:
+        """Is it said of this machine?"""
+        facts = machine.facts
+        return ((not self.versions or facts.version in self.versions)
+                and (not self.architectures or facts.architecture in self.architectures)
+                and (not self.controllers or machine.controller in self.controllers))
 
 
 class Target(Protocol):
     """A module in target/: where a guest will run."""
 
     NAME: str
-    CONTROLLERS: Sequence[str]  # names of manifests in drivers/, best first
+    CONTROLLERS: Sequence[str]  # names of manifests in drivers/: all that it offers
+    NICS: Mapping[str, str]  # names of target/nics.py → what the target calls them, best first where all are equal
+    HAS_ACPI: bool  # and an I/O APIC, where the user does not turn them off
+    HAS_MP_TABLE: bool  # the firmware builds a table of Intel's multiprocessor specification
+    SETTINGS: Sequence[Setting]  # for a VM made by hand; () where configure() writes its definition
+
+    def controllers(self, facts: GuestFacts) -> Sequence[str]:
+        """CONTROLLERS in the order that suits this guest, best first."""
 
     def format_for(self, facts: GuestFacts) -> str:
         """The image format that suits this guest best here."""

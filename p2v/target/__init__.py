@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from p2v.errors import PlanError
 from p2v.model import Target
-from p2v.target import kvm
+from p2v.target import hyperv, kvm, proxmox, virtualbox, vmware, xen
 
-TARGETS: Mapping[str, Target] = {target.NAME: target for target in (kvm,)}
+TARGETS: Mapping[str, Target] = {target.NAME: target for target in (kvm, proxmox, vmware, hyperv, virtualbox, xen)}
 
 
 def target_named(name: str) -> Target:

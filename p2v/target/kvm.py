@@ -1,4 +1,4 @@
-"""KVM and QEMU through libvirt: machine pc (i440FX), PIIX3 IDE.
+"""KVM and QEMU through libvirt: machine pc (i440FX), PIIX3 IDE; SCSI, virtio and AHCI where the guest has a driver.
 
 Source of the choices: knowledge of live runs and of QEMU's and SeaBIOS' code, gathered in the project's
 notes on Windows guests (VM definitions, target NICs, CPU type); virt-xml-validate accepts the result.
@@ -8,18 +8,46 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
 
-from p2v.errors import Unsupported, Where
-from p2v.model import SECTOR, GuestFacts, Machine, MachineDisk
+from p2v.formats import FORMATS, QEMU_DRIVERS
+from p2v.model import SECTOR, GuestFacts, Machine, MachineDisk, Setting
+from p2v.target.sizes import sensible
 
 NAME = "kvm"
 CONTROLLERS: Sequence[str] = ("piix-ide",)
-IDE_PLACES = 4
+NICS: Mapping[str, str] = {"rtl8139": "rtl8139", "pcnet": "pcnet", "82540em": "e1000"}
+HAS_ACPI = True
+HAS_MP_TABLE = True  # SeaBIOS builds one, with ACPI or without
+SETTINGS: Sequence[Setting] = ()
 
-MIB = 1 << 20
-# NT 4 stops with 0x7B above some 1.79 GB before SP3, and none of these servers had much.
-MEMORY = {(4, 0): 256 * MIB, (5, 0): 512 * MIB, (5, 1): 1024 * MIB, (5, 2): 2048 * MIB}
-MULTIPROCESSOR_HALS = ("halmacpi.dll", "halmps.dll")
+
+@dataclass(frozen=True, slots=True)
+class Bus:
+    """How libvirt attaches the disks of a manifest's controller: the bus, the first letters of a disk's name, the
+    controller's type and model where one must be named."""
+
+    name: str
+    prefix: str
+    type: str = ""
+    model: str = ""
+
+
+BUSES: Mapping[str, Bus] = {
+    "piix-ide": Bus("ide", "hd"),
+    "lsi-53c895a": Bus("scsi", "sd", "scsi", "lsilogic"),  # libvirt's name for QEMU's lsi53c895a
+    "am53c974": Bus("scsi", "sd", "scsi", "am53c974"),
+    "virtio-blk": Bus("virtio", "vd"),
+    "virtio-scsi": Bus("scsi", "sd", "scsi", "virtio-transitional"),
+    "uniata": Bus("sata", "sd", "sata"),
+}
+
+
+def controllers(facts: GuestFacts) -> Sequence[str]:
+    """IDE first for all."""
+    del facts
+    return CONTROLLERS
 
 
 def format_for(facts: GuestFacts) -> str:
@@ -28,23 +56,8 @@ def format_for(facts: GuestFacts) -> str:
 
 
 def machine(name: str, facts: GuestFacts, disks: Sequence[MachineDisk]) -> Machine:
-    """A VM of sensible size. Raises Unsupported for more disks than PIIX IDE has places."""
-    if len(disks) > IDE_PLACES:
-        raise Unsupported(
-            f"{len(disks)} disks, and PIIX IDE has {IDE_PLACES} places",
-            Where(item=", ".join(disk.file for disk in disks)),
-            "it is the only controller for which these systems carry a driver",
-            f"convert at most {IDE_PLACES} disks with the guest, the other data disks apart from it",
-        )
-    hal = facts.hal.original_name.lower() if facts.hal else ""
-    return Machine(
-        name=name,
-        facts=facts,
-        disks=tuple(disks),
-        memory=MEMORY.get(facts.version, 1024 * MIB),
-        cpus=2 if hal in MULTIPROCESSOR_HALS and facts.version >= (5, 0) else 1,
-        nic=_nic(facts),
-    )
+    """A VM of sensible size."""
+    return sensible(name, facts, disks, NICS)
 
 
 def configure(machine: Machine) -> Mapping[str, str]:
@@ -60,18 +73,16 @@ def configure(machine: Machine) -> Mapping[str, str]:
     _features(domain, machine.facts)
     _clock(domain)
     devices = ET.SubElement(domain, "devices")
+    bus = BUSES[machine.controller]
     for index, disk in enumerate(machine.disks):
-        _disk(devices, index, disk, machine.facts)
+        _disk(devices, f"{bus.prefix}{ascii_lowercase[index]}", bus, disk, machine.facts)
+    if bus.type:
+        controller = ET.SubElement(devices, "controller", type=bus.type, index="0")
+        if bus.model:
+            controller.set("model", bus.model)
     _others(devices, machine)
     ET.indent(domain)
     return {f"{machine.name}.xml": ET.tostring(domain, encoding="unicode") + "\n"}
-
-
-def _nic(facts: GuestFacts) -> str:
-    """The model with a driver in the box: pcnet for NT 4, e1000 for x64, rtl8139 for the others."""
-    if facts.version < (5, 0):
-        return "pcnet"
-    return "e1000" if facts.architecture == "x64" else "rtl8139"
 
 
 def _features(domain: ET.Element, facts: GuestFacts) -> None:
@@ -93,17 +104,18 @@ def _clock(domain: ET.Element) -> None:
     ET.SubElement(clock, "timer", name="hpet", present="no")
 
 
-def _disk(devices: ET.Element, index: int, disk: MachineDisk, facts: GuestFacts) -> None:
+def _disk(devices: ET.Element, name: str, bus: Bus, disk: MachineDisk, facts: GuestFacts) -> None:
     element = ET.SubElement(devices, "disk", type="file", device="disk")
-    kind = "raw" if disk.format == "raw" else "qcow2"
+    kind = QEMU_DRIVERS[FORMATS[disk.format].SUFFIX]
     driver = ET.SubElement(element, "driver", name="qemu", type=kind)
     if facts.version < (5, 0) and kind != "raw":
         driver.set("cache", "writethrough")
     ET.SubElement(element, "source", file=disk.file)
-    ET.SubElement(element, "target", dev="hd" + "abcd"[index], bus="ide")
-    # LBA translation named outright: QEMU would guess it from the first entry's end CHS.
-    cylinders = min(16383, max(1, disk.size // SECTOR // (16 * 63)))
-    ET.SubElement(element, "geometry", cyls=str(cylinders), heads="16", secs="63", trans="lba")
+    ET.SubElement(element, "target", dev=name, bus=bus.name)
+    if bus.name == "ide":
+        # LBA translation named outright: QEMU would guess it from the first entry's end CHS.
+        cylinders = min(16383, max(1, disk.size // SECTOR // (16 * 63)))
+        ET.SubElement(element, "geometry", cyls=str(cylinders), heads="16", secs="63", trans="lba")
 
 
 def _others(devices: ET.Element, machine: Machine) -> None:

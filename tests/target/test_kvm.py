@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from p2v.errors import PlanError, Unsupported
+from p2v.errors import PlanError
 from p2v.model import Family, Geometry, GuestFacts, MachineDisk, PEFacts
 from p2v.target import target_named
+from p2v.target.kvm import BUSES
+from p2v.target.places import PLACES
 
 KVM = target_named("kvm")
 NT4 = GuestFacts(Family.WINDOWS, "Windows NT 4.0", (4, 0), 1381, 3, "x86")
@@ -79,9 +82,34 @@ def test_a_multiprocessor_hal_gets_two_cpus_from_2000_on() -> None:
     assert KVM.machine("a", with_hal(NT4, "halmps.dll"), ()).cpus == 1
 
 
-def test_a_fifth_ide_disk_is_refused() -> None:
-    with pytest.raises(Unsupported, match="5 disks"):
-        KVM.machine("web01", XP, [disk()] * 5)
+@pytest.mark.parametrize("controller", BUSES)
+def test_every_controller_is_defined_as_libvirt_knows_it(
+    controller: str, tmp_path: Path, needs: Callable[..., None]
+) -> None:
+    needs("virt-xml-validate", "xmllint")
+    machine = replace(KVM.machine("web01", XP, (disk(), disk(name="/vm/b"))), controller=controller)
+    (text,) = KVM.configure(machine).values()
+    (tmp_path / "web01.xml").write_text(text)
+    done = subprocess.run(["virt-xml-validate", str(tmp_path / "web01.xml"), "domain"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    xml = ET.fromstring(text)
+    assert {one.get("bus") for one in xml.findall("devices/disk/target")} == {BUSES[controller].name}
+    assert len({one.get("dev") for one in xml.findall("devices/disk/target")}) == 2
+    assert (xml.find("devices/disk/geometry") is None) == (controller != "piix-ide")
+
+
+def test_the_definition_reaches_every_disk_that_a_controller_takes() -> None:
+    for controller in BUSES:
+        most = len(PLACES[controller])
+        machine = replace(KVM.machine("web01", XP, [disk()] * most), controller=controller)
+        (text,) = KVM.configure(machine).values()
+        names = [one.get("dev") for one in ET.fromstring(text).findall("devices/disk/target")]
+        assert len(set(names)) == most, controller
+
+
+@pytest.mark.parametrize(("format", "driver"), [("vmdk-esx", "vmdk"), ("vhd", "vpc"), ("vdi", "vdi"), ("raw", "raw")])
+def test_an_adapted_image_is_attached_as_what_it_is(format: str, driver: str) -> None:
+    assert domain(XP, disk(format)).find("devices/disk/driver").get("type") == driver
 
 
 def test_an_unknown_target_names_the_known_ones() -> None:
