@@ -29,11 +29,16 @@ from p2v.source.device import DeviceGone
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A range that one leg could not read, which leg it is from instead, and why from there."""
+    """A range that one leg could not read, which leg it is from instead, and why from there.
+
+    again: it is from the same leg after all. stale: it is from a leg that is not in step, by the user's word.
+    """
 
     range: Range
     leg: str
     reason: str
+    again: bool = False
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +260,11 @@ class _Fill:
         first, second = self._pair.names
         if number == 0:
             return Filled(part, first, f"{first} could be read after all, " + (
-                "looked at closely" if self._pair.coarse else "at another try"))
+                "looked at closely" if self._pair.coarse else "at another try"), again=True)
         if self._pair.in_step:
             return Filled(part, second, f"{first} cannot be read there; {second} can, and the two are in step")
-        return Filled(part, second, f"{first} cannot be read there; {second} is stale, but you said to take it")
+        return Filled(part, second, f"{first} cannot be read there; {second} is stale, but you said to take it",
+                      stale=True)
 
     # -- what came of it
 

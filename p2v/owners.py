@@ -171,8 +171,8 @@ def told(comparison: Comparison, owners: Owners, volume: str) -> list[Finding]:
         if ranges:
             both = _total(comparison.in_none)
             found.append(Finding(
-                f"{volume}: {amount(_total(ranges))} on {name} cannot be read", Where(name, ranges[0].offset,
-                                                                                      ranges[0].length),
+                f"{volume}: {amount(_total(ranges))} on {name} cannot be read",
+                Where(volume, ranges[0].offset, ranges[0].length, f"on {name}"),
                 f"{amount(both)} of it on no leg" if both else "each byte of it can be read on another leg",
                 "the legs are in step: what another leg has is taken from there" if owners.in_step else
                 "nothing is taken from a leg that is not in step, unless you say --rescue-from-stale",

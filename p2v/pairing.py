@@ -6,8 +6,9 @@ where a comparison of all else says that the two are in step, or the user has sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from p2v.checkpoint import Keeper
 from p2v.coarse import Coarse
@@ -17,7 +18,9 @@ from p2v.copy import CopyReport
 from p2v.errors import Finding, ReadError, Severity, Where
 from p2v.extents import intersection, union, without
 from p2v.filesystem import examine
-from p2v.filling import Filled, Pair, fill
+from p2v.filesystem.hit import MOST, files_in
+from p2v.filesystem.reader import LIBRARY_ERRORS
+from p2v.filling import Filled, Filling, Pair, fill
 from p2v.model import (
     Cancel,
     Extent,
@@ -88,7 +91,7 @@ def _compared(mirror: Mirror, chosen: str, progress: Progress, cancel: Cancel | 
         progress(f"compare {mirror.name}", done, total)
 
     found = compare(sources, size=mirror.size, progress=said, cancel=cancel)
-    return [_judged(cut(found, span), Window(sources[0], span.offset, span.length, name), name, draws=True)
+    return [_judged(cut(found, span), Window(sources[0], span.offset, span.length, name), name)
             for name, span in _volumes(mirror.name, sources[0])]
 
 
@@ -99,9 +102,9 @@ def _volumes(name: str, leg: Source) -> list[tuple[str, Range]]:
         or [(name, Range(0, leg.size))]
 
 
-def _judged(found: Comparison, source: Source, name: str, *, draws: bool) -> Compared:
+def _judged(found: Comparison, source: Source, name: str) -> Compared:
     owners = classify(found, source, _examined(source))
-    return Compared(name, owners.in_step, draw(found, owners) if draws else "", tuple(told(found, owners, name)))
+    return Compared(name, owners.in_step, draw(found, owners), tuple(told(found, owners, name)))
 
 
 def _examined(source: Source) -> Filesystem:
@@ -169,16 +172,17 @@ def copy_both(
             names = (copying.names[piece.source], copying.names[piece.twins[0][0]])
             found = beside.compare(report, plain.raw, within=Range(piece.offset, piece.length), names=names,
                                    progress=progress, cancel=cancel)
-            judged = [_judged(cut(found, span), Window(plain.source, piece.offset + span.offset, span.length, name),
-                              name, draws=False) for name, span in _placed(copying.disk, plain.source, piece)]
-            findings += [finding for one in judged for finding in one.findings]
-            pair = Pair(copying.source, plain.twin, names, all(one.in_step for one in judged),
+            judged = [(name, span, classify(cut(found, span), volume, _examined(volume)))
+                      for name, span, volume in _placed(copying.disk, plain.source, piece)]
+            pair = Pair(copying.source, plain.twin, names, all(owners.in_step for _, _, owners in judged),
                         Range(piece.offset, piece.length), coarse, options.from_stale,
                         _protected(plain.source, piece, report) if options.from_stale else ())
             filling = fill(report, copying.extents, writer, copying.form, pair, keeper=copying.keeper,
                            progress=progress, cancel=cancel)
             report, filled = filling.report, [*filled, *filling.filled]
-            findings += filling.findings
+            found = _looked_at_closely(found, piece, filling)
+            findings += [finding for name, span, owners in judged for finding in told(cut(found, span), owners, name)]
+            findings += [*filling.findings, *_old_content(copying.disk, plain.source, piece, filling.filled)]
         if coarse:
             report = _alone(copying, plain, report, writer, progress, cancel)
         return Outcome(report, writer, (*findings, *beside.findings, *_taken(filled)), tuple(filled))
@@ -197,13 +201,43 @@ def _alone(
     return report
 
 
-def _placed(disk: str, source: Source, piece: Piece) -> list[tuple[str, Range]]:
+def _looked_at_closely(found: Comparison, piece: Piece, filling: Filling) -> Comparison:
+    """What the copied leg cannot give, after all was tried: the copy itself leaves bad places in whole blocks."""
+    bad = union([*(Range(e.offset, e.length) for e in filling.report.bad),
+                 *(one.range for one in filling.filled if not one.again)])
+    inside = intersection(bad, [Range(piece.offset, piece.length)])
+    return replace(found, unreadable=(tuple(Range(r.offset - piece.offset, r.length) for r in inside),
+                                      *found.unreadable[1:]))
+
+
+def _old_content(disk: str, source: Source, piece: Piece, filled: Sequence[Filled]) -> Iterator[Finding]:
+    """The files that hold bytes of a stale leg now."""
+    stale = union(one.range for one in filled if one.stale)
+    for name, span, volume in _placed(disk, source, piece) if stale else ():
+        start = piece.offset + span.offset
+        inside = [Range(r.offset - start, r.length) for r in intersection(stale, [Range(start, span.length)])]
+        files = files_in(volume, _examined(volume), inside) if inside else ()  # what has no files is never filled so
+        try:
+            for path, parts in itertools.islice(files, MOST):
+                if parts:
+                    yield Finding(f"{name}:{path} holds {sum(r.length for r in parts)} bytes of the stale leg",
+                                  Where(name, item=path), "the current leg cannot be read there; these bytes are as "
+                                  "old as the other leg, the rest is not", "restore this file from a backup",
+                                  Severity.WARNING)
+        except LIBRARY_ERRORS as error:
+            yield Finding(f"which files of {name} hold bytes of the stale leg cannot be told", Where(name),
+                          f"its files cannot be walked: {str(error).split('. ')[0]}",
+                          "look at all files that matter in the VM", Severity.WARNING)
+
+
+def _placed(disk: str, source: Source, piece: Piece) -> list[tuple[str, Range, Source]]:
     """The volumes of a piece, in bytes from its start; the piece itself where there is none."""
     found = [(v.name, Range(v.members[0].offset - piece.offset, v.members[0].length))
              for v in find_volumes({disk: source}).volumes
              if len(v.members) == 1 and piece.offset <= v.members[0].offset
              and v.members[0].offset + v.members[0].length <= piece.end]
-    return found or [(disk, Range(0, piece.length))]
+    return [(name, span, Window(source, piece.offset + span.offset, span.length, name))
+            for name, span in found or [(disk, Range(0, piece.length))]]
 
 
 def _protected(source: Source, piece: Piece, report: CopyReport) -> tuple[Range, ...]:
@@ -221,11 +255,18 @@ def _helped(plain: PlainDisk) -> list[Finding]:
 
 
 def _taken(filled: Sequence[Filled]) -> list[Finding]:
-    if not filled:
-        return []
-    places = [f"{one.range.offset:#x} to {one.range.end:#x} from {one.leg} ({one.reason})" for one in filled[:8]]
-    shown = "; ".join(places)
-    more = f"; and {len(filled) - 8} more" if len(filled) > 8 else ""
-    return [Finding(f"{sum(one.range.length for one in filled)} bytes in {len(filled)} range(s) come from another leg",
-                    Where(filled[0].leg, filled[0].range.offset, filled[0].range.length), shown + more,
-                    "nothing: each byte of the image was read from one of the legs", Severity.INFO)]
+    """What is from another leg, and what of that is old."""
+    found = []
+    for stale in (False, True):
+        theirs = [one for one in filled if not one.again and one.stale is stale]
+        places = [f"{one.range.offset:#x} to {one.range.end:#x} from {one.leg} ({one.reason})" for one in theirs[:8]]
+        places += [f"and {len(theirs) - 8} more"] if len(theirs) > 8 else []
+        what = f"{sum(one.range.length for one in theirs)} bytes in {len(theirs)} range(s) come from another leg"
+        if theirs:
+            found.append(Finding(
+                what + (", which is stale" if stale else ""),
+                Where(theirs[0].leg, theirs[0].range.offset, theirs[0].range.length), "; ".join(places),
+                "look at the files that are named" if stale else
+                "nothing: each byte of the image was read from one of the legs",
+                Severity.WARNING if stale else Severity.INFO))
+    return found

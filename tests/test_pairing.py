@@ -14,7 +14,7 @@ from fixtures.ldmserver import LdmServer
 from p2v import arranging
 from p2v.checkpoint import tie
 from p2v.copy import plan_copy, verify_copy
-from p2v.errors import PlanError, Severity
+from p2v.errors import PlanError, Severity, Where
 from p2v.filesystem import examine, open_files
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
@@ -103,6 +103,22 @@ def test_by_the_users_word_old_content_fills_holes_in_plain_files(tmp_path: Path
     assert not outcome.report.bad and outcome.filled
     wrong = {path for path, digest in hashes(image).items() if digest != data_of(server, 0)[path]}
     assert len(wrong) == 1  # the file that has changed since; the other hole's content was the same then
+    named = {f.where.item for f in outcome.findings if f.severity is Severity.WARNING and "of the stale leg" in f.what}
+    assert wrong < named and len(named) == 2
+    (said,) = [f for f in outcome.findings if "come from another leg" in f.what]
+    assert said.severity is Severity.WARNING and said.what.startswith(f"{2 * 8 * 512} bytes in 2 range(s)")
+
+
+def test_what_is_told_of_bad_places_is_what_is_left_of_them(tmp_path: Path) -> None:
+    """The copy leaves bad places in blocks of 64 KiB; their other sectors are read afterwards, from the same leg."""
+    server = mirrors.BUILDERS["ldm-mirror-holes"](tmp_path / "server")
+    outcome, _ = copied(server, tmp_path)
+    assert not [f for f in outcome.findings if "come from another leg" in f.what]
+    (said,) = [f for f in outcome.findings if "cannot be read" in f.what]
+    (hole, _) = sorted(server.bad[server.disks[0]], key=lambda r: r.offset)
+    start = server.assemblies[0].parts[0].offset
+    assert "8.0 KiB on disk0.img" in said.what
+    assert said.where == Where("disk0p1", hole.offset - start, hole.length, "on disk0.img")
 
 
 def test_one_leg_alone_spares_the_other_disk(tmp_path: Path) -> None:
