@@ -37,6 +37,12 @@ class Decision:
     by: str
     differing: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """Why this leg, in a few words."""
+        known = "the current one" if self.differing else "a current one"
+        return {"user": "as you said", "only one": "the only one here"}.get(self.by, known)
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:

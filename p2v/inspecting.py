@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from p2v.arranging import Arranged, arrange, by_id
+from p2v.arranging import Arranged, arrange, by_id, chosen_legs
 from p2v.errors import Finding, P2VError, PlanError, ReadError
 from p2v.filesystem import examine
 from p2v.model import (
@@ -35,7 +35,9 @@ class Inspection:
     VM's disks. facts: of the guest where one is known. sets: mirrors and volumes over several disks, as the
     disks hold them. legs: of each mirror, the id of the disk whose leg is taken. pieces: by the id of each disk
     that the VM would get, what it is put together from; empty where each disk makes one image. compared: the legs
-    of mirrors, drawn, where that was asked for.
+    of mirrors, drawn, where that was asked for. taken: of each mirror with a leg, why that one, in a few words.
+    options: words to repeat in the next command: what the user said
+    of legs.
     """
 
     paths: tuple[str, ...]
@@ -47,6 +49,8 @@ class Inspection:
     legs: Mapping[str, str]
     pieces: Mapping[str, tuple[Piece, ...]]
     compared: tuple[str, ...] = ()
+    taken: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
 
 def inspect(
@@ -60,32 +64,41 @@ def inspect(
     """
     with opened(paths, format, outside) as given:
         layout = find_volumes(given)
-        if compare and layout.mirrors:
-            from p2v.pairing import compare_mirrors
+        options = tuple(word for mirror, disk in (legs or {}).items()
+                        for word in ("--leg", f"{mirror}={disk}" if mirror else disk))
+        if not compare or not any(len(mirror.legs) > 1 for mirror in layout.mirrors):
+            return replace(_inspected(given, layout, legs), options=options)
+        from p2v.pairing import compare_mirrors
 
-            found = _inspected(given, layout, legs)
-            compared = compare_mirrors(layout.mirrors, found.legs, progress=progress, cancel=cancel)
-            return replace(found, compared=tuple(f"{one.volume}\n{one.drawing}" for one in compared),
-                           findings=(*found.findings, *(said for one in compared for said in one.findings)))
-        return _inspected(given, layout, legs)
+        compared = compare_mirrors(layout.mirrors, chosen_legs(given, legs), progress=progress, cancel=cancel)
+        found = _inspected(given, layout, legs, in_step=all(one.in_step for one in compared))
+        return replace(found, compared=tuple(f"{one.volume}\n{one.drawing}" for one in compared), options=options,
+                       findings=(*found.findings, *(said for one in compared for said in one.findings)))
 
 
-def _inspected(given: Mapping[str, Source], layout: Layout, legs: Mapping[str, str] | None) -> Inspection:
+def _inspected(
+    given: Mapping[str, Source], layout: Layout, legs: Mapping[str, str] | None, *, in_step: bool = False
+) -> Inspection:
     if not holds_sets(layout):
         disks = {f"disk{index}": given[name] for index, name in enumerate(in_bios_order(given))}
         return _told(disks, view(disks), Arranged(given, disks))
     from p2v.choosing import settle
 
     settled = settle(layout, by_id(given, legs or {}))
+    taken = {name: decision.words for name, decision in settled.legs.items()}
     sets = (*(facts_of(volume) for volume in settled.layout.volumes if volume.origin is not None),
             *(_undecided(mirror) for mirror in settled.layout.mirrors))
     try:
-        arranged = arrange(given, legs)
+        arranged = arrange(given, legs, in_step=in_step)
+        return replace(_told(given, view(arranged.disks, (), given, arranged.collapsed), arranged, sets), taken=taken)
     except (PlanError, ReadError) as error:
-        said = _once((*layout.findings, *settled.findings, error.as_finding()))
+        last = error.as_finding()
+        if isinstance(error, ReadError) and not in_step and any(len(mirror.legs) > 1 for mirror in layout.mirrors):
+            last = replace(last, next="p2v inspect --compare: where the legs of the mirror are in step, the other one "
+                                      "gives what this one cannot")
         chosen = {name: decision.leg for name, decision in settled.legs.items()}
-        return Inspection(*_names(given), (), None, said, sets, chosen, {})
-    return _told(given, view(arranged.disks, (), given, arranged.collapsed), arranged, sets)
+        said = _once((*layout.findings, *settled.findings, last))
+        return Inspection(*_names(given), (), None, said, sets, chosen, {}, taken=taken)
 
 
 def _told(

@@ -205,7 +205,8 @@ def _sets(seen: Inspection) -> Iterator[str]:
         places = ", ".join(f"{m.disk} at {m.offset:#x}" for m in one.members)
         kind = f"{one.filesystem.upper()} {one.version}".strip() or "filesystem not looked at"
         leg = seen.legs.get(one.name)
-        taken = "" if one.layout != "mirrored" else f"; the leg on {leg} is current" if leg else "; NO LEG CHOSEN YET"
+        known = f"; the leg on {leg} is taken, {seen.taken.get(one.name, '')}" if leg else "; NO LEG CHOSEN YET"
+        taken = known if one.layout == "mirrored" else ""
         yield f"  {one.name}  {one.layout}, {kind}: {places}{taken}"
     if seen.pieces:
         yield "the VM would get:"
@@ -215,14 +216,18 @@ def _sets(seen: Inspection) -> Iterator[str]:
 
 
 def _next(seen: Inspection) -> str:
-    disks = " ".join(shlex.quote(path) for path in seen.paths)
+    words = " ".join(shlex.quote(word) for word in (*seen.paths, *seen.options))
     if any(one.layout == "mirrored" and one.name not in seen.legs for one in seen.sets):
-        return f"next: decide which leg is right, then p2v plan {disks} --leg DISK -o FOLDER"
+        return f"next: decide which leg is right, then p2v plan {words} --leg DISK -o FOLDER"
+    stopped = any(finding.severity is Severity.ERROR for finding in seen.findings)
     if seen.facts is not None:
-        return f"next: p2v plan {disks} -o FOLDER"
+        return f"next: {'what STOPS, see above; then ' if stopped else ''}p2v plan {words} -o FOLDER"
     if seen.pieces:
+        output = "FOLDER" if len(seen.pieces) > 1 else "disk0.qcow2"
         return ("There is no guest here that p2v can convert; the plain disks can be imaged:\n"
-                f"next: p2v image {disks} --layout collapse -o FOLDER")
+                f"next: p2v image {words} --layout collapse -o {output}")
+    if seen.sets and stopped:
+        return "next: what STOPS, see above; then look again with p2v inspect"
     return "There is no guest here that p2v can convert."
 
 

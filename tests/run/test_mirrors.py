@@ -184,3 +184,29 @@ def test_plain_disks_are_not_imaged_while_something_stops_the_work(tmp_path: Pat
     with pytest.raises(PlanError, match="the same dynamic disk") as caught:
         p2v.image([server.disks[0], twin], tmp_path / "vm", layout="collapse")
     assert "--layout keep" in caught.value.next and not (tmp_path / "vm").exists()
+
+
+def test_inspect_never_calls_a_leg_current_that_the_evidence_does_not(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror-stale"](tmp_path / "server")
+    assert "the leg on disk0 is taken, the current one" in render_inspection(p2v.inspect(server.disks))
+    text = render_inspection(p2v.inspect(server.disks, legs={"C:": "disk1"}))
+    assert "the leg on disk1 is taken, as you said" in text
+    assert text.splitlines()[-1].endswith(f"{server.disks[1]} --leg C:=disk1 -o FOLDER")  # not the other leg, now
+    assert "is taken, the only one here" in render_inspection(p2v.inspect(server.disks[1:]))
+
+
+def test_inspect_says_what_to_type_where_the_chosen_leg_cannot_be_read(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    with failing({server.disks[0]: (Range(server.assemblies[0].parts[0].offset, 512),)}):
+        seen = p2v.inspect(server.disks)
+        assert seen.facts is None and any("p2v inspect --compare" in finding.next for finding in seen.findings)
+        assert "There is no guest" not in render_inspection(seen)
+        seen = p2v.inspect(server.disks, compare=True)
+    assert seen.facts is not None and not [one for one in seen.findings if one.severity is Severity.ERROR]
+
+
+def test_inspect_does_not_send_into_a_plan_that_stops(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    twin = tmp_path / "copy.img"
+    twin.write_bytes(server.disks[0].read_bytes())
+    assert "next: what STOPS, see above; then p2v plan" in render_inspection(p2v.inspect([server.disks[0], twin]))
