@@ -88,8 +88,8 @@ def planned(command: Command) -> Command:
     """The options of every command that makes a plan."""
     for option in reversed((
         click.option("--target", default="kvm", show_default=True, help="Where the guest will run."),
-        click.option("--drivers", multiple=True, type=PATH, metavar="DIR",
-                     help="Folder with driver files that the guest lacks; may be given several times."),
+        click.option("--drivers", multiple=True, type=PATH, metavar="PATH",
+                     help="Driver files that the guest lacks: a folder, ISO, cabinet or diskette image; repeatable."),
         click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …)."),
     )):
         command = option(command)
@@ -98,12 +98,14 @@ def planned(command: Command) -> Command:
 
 def _legs(_context: Any, _option: Any, given: tuple[str, ...]) -> dict[str, str]:
     """DISK for all mirrors ("" is their name), or MIRROR=DISK for one; a letter may lack its colon."""
-    chosen = {}
+    chosen: dict[str, str] = {}
     for text in given:
         mirror, separator, disk = text.partition("=")
         if not separator or os.path.exists(text):
             mirror, disk = "", text
-        chosen[f"{mirror}:" if len(mirror) == 1 else mirror] = disk
+        key = f"{mirror}:" if len(mirror) == 1 else mirror
+        if chosen.setdefault(key, disk) != disk:
+            raise click.BadParameter(f"{chosen[key]} and {disk} for {key or 'all mirrors'}; name each mirror: C:=DISK")
     return chosen
 
 

@@ -261,14 +261,17 @@ def plan(
     from p2v.editing import recovered
     from p2v.formats import FORMATS
     from p2v.target import target_named
+    from p2v.target.byhand import to_make
+    from p2v.target.places import too_many
 
     chosen = target_named(target)
     if format is not None and format not in FORMATS:
         raise PlanError(f"no format is called {format}", "--format", next="choose one of: " + ", ".join(FORMATS))
     folders = [str(folder) for folder in drivers]
     for folder in folders:
-        if not Path(folder).is_dir():
-            raise PlanError("the drivers folder is not there", Where(item=folder), next="name a folder")
+        if not Path(folder).exists():
+            raise PlanError("what was named with --drivers is not there", Where(item=folder),
+                            next="name a folder, an ISO, a cabinet or a diskette's image")
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(opened(paths, source_format, outside))
         arranged, seen, compared = seen_through_legs(given, legs, layout, folders, compare=compare, progress=progress)
@@ -286,15 +289,19 @@ def plan(
         images = [disk_plan(id, source, seen, format or chosen.format_for(guest.facts), source_format,
                             arranged.built.disks[id] if arranged.built else None)
                   for id, source in arranged.disks.items()]
+        machine = dataclasses.replace(
+            chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
+            controller=boot_controller(guest, chosen))
         return Plan(
             target=target,
             output=str(output),
             disks=tuple(images),
             volumes=tuple(volume_facts(volume, seen) for volume in seen.layout.volumes),
             facts=guest.facts,
-            machine=chosen.machine(Path(output).resolve().name, guest.facts, machine_disks(images, output)),
+            machine=machine,
             changes=tuple(wanted),
-            findings=(*arranged.findings, *compared, *ready.findings, *second_opinion(ready), *findings),
+            findings=(*arranged.findings, *compared, *ready.findings, *second_opinion(ready), *findings,
+                      *too_many(machine, chosen), *to_make(machine, chosen)),
             drivers=tuple(folders),
             copy_all=copy_all,
             sources=source_disks(given, source_format) if arranged.built else (),
@@ -346,6 +353,15 @@ def machine_disks(images: Sequence[DiskPlan], folder: str | Path) -> list[Machin
                     target_geometry(image.size))
         for image in images
     ]
+
+
+def boot_controller(guest: Guest, target: Target) -> str:
+    """The manifest of the controller that the guest's disks are on: the target's best that it has a driver for."""
+    from p2v.guest.controllers import options
+    from p2v.guest.media import Media
+
+    with Media(guest) as media:
+        return options(target.controllers(guest.facts), guest, media)[0].driver.manifest.name
 
 
 def journal_digests(seen: View) -> dict[str, str]:

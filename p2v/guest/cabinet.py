@@ -1,81 +1,147 @@
-"""One file out of a cabinet, through cabextract, with bounds: a guest's cabinet is untrusted.
+"""Single files out of cabinets, through cabextract, with bounds: a cabinet is untrusted.
 
-Nothing is unpacked into folders, so no name in a cabinet can lead anywhere: the one member is read from a
-pipe, not a byte more than the cabinet's own listing says.
+Nothing is unpacked into folders, so no name in a cabinet can lead anywhere: a member is read from a pipe, not a
+byte more than the cabinet's own listing says. A set in several parts is one cabinet; only parts that the caller
+has found itself are opened, never what a part names.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import threading
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from p2v.errors import GuestError, MissingTool, Where
+from p2v.errors import GuestError, Where
+from p2v.guest.piped import piped
 
-SECONDS = 120  # a whole driver.cab of XP (70 MB) takes 3
 LISTING_LIMIT = 8 << 20  # bytes; driver.cab of XP has some 3000 members, 60 bytes each
+PARTS = 64  # of one set
+HEAD = 1 << 16  # bytes in which the names of a part's neighbours lie
 _MEMBER = re.compile(r"\s*(\d{1,12}) \| [\d.]+ [\d:]+ \| (.+)")
+_HAS_PREVIOUS, _HAS_NEXT, _HAS_RESERVE = 1, 2, 4
+_GLOB = re.compile(r"([*?\[\]\\])")
 
 
 class Cabinet:
-    """A cabinet in a file of ours. where: what the user knows it by."""
+    """A cabinet in files of ours, its parts in order. where: what the user knows it by. missing: parts not found."""
 
-    def __init__(self, path: Path, where: Where) -> None:
-        self._path = path
+    def __init__(self, parts: Sequence[Path], where: Where, missing: Sequence[str] = ()) -> None:
+        self._parts = tuple(parts)
         self._where = where
+        self._missing = tuple(missing)
         self._sizes: dict[str, list[int]] | None = None
 
-    def member(self, name: str, limit: int) -> bytes | None:
-        """A file of the cabinet, None where it has none of that name.
+    def members(self, name: str, limit: int) -> Iterator[tuple[str, bytes]]:
+        """(path inside, content) of each file of that name, in whatever folder of the cabinet.
 
-        limit: bytes. Raises GuestError for a damaged cabinet, two members of one name, or a file past
-        the limit; MissingTool.
+        limit: bytes. Raises GuestError for a damaged cabinet, two members of one path, or a file past the
+        limit; MissingTool.
         """
-        sizes = self._listing().get(name.lower(), [])
-        if not sizes:
-            return None
-        if len(sizes) > 1 or sizes[0] > limit:
-            raise self._bad(f"{name} is there {len(sizes)} times, with {max(sizes)} bytes")
-        data = self._run(["-p", "-F", name], sizes[0])
-        if len(data) != sizes[0]:
-            raise self._bad(f"{name} should have {sizes[0]} bytes and has {len(data)} or more")
-        return data
+        for path, sizes in self.listing().items():
+            if path.rpartition("/")[2] == name.lower():
+                yield path, self._read(path, sizes, limit)
 
-    def _listing(self) -> dict[str, list[int]]:
+    def only(self, limit: int) -> tuple[str, bytes]:
+        """(path, content) of the one file of a cabinet that holds one. Raises GuestError for any other."""
+        listing = self.listing()
+        if len(listing) != 1:
+            raise self._bad(f"one file was expected, it holds {len(listing)}")
+        path, sizes = next(iter(listing.items()))
+        return path, self._read(path, sizes, limit)
+
+    def listing(self) -> dict[str, list[int]]:
+        """Path in lower case, with / between folders → the sizes of the members that have it."""
         if self._sizes is None:
-            self._sizes = {}
+            sizes: dict[str, list[int]] = {}
             for line in self._run(["-l"], LISTING_LIMIT).decode("utf-8", "replace").splitlines():
                 found = _MEMBER.fullmatch(line)
                 if found:
-                    self._sizes.setdefault(found[2].lower(), []).append(int(found[1]))
+                    sizes.setdefault(found[2].replace("\\", "/").lower(), []).append(int(found[1]))
+            self._sizes = sizes
         return self._sizes
+
+    def _read(self, path: str, sizes: Sequence[int], limit: int) -> bytes:
+        if len(sizes) > 1 or sizes[0] > limit:
+            raise self._bad(f"{path} is there {len(sizes)} times, with {max(sizes)} bytes")
+        data = self._run(["-p", "-F", _GLOB.sub(r"[\1]", path)], sizes[0])
+        if len(data) != sizes[0]:
+            raise self._bad(f"{path} should have {sizes[0]} bytes and has {len(data)} or more")
+        return data
 
     def _run(self, arguments: Sequence[str], limit: int) -> bytes:
         """What cabextract prints, at most limit bytes and one more."""
-        command = ["cabextract", "-q", "-s", *arguments, "--", str(self._path)]
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                       stderr=subprocess.DEVNULL)
-        except FileNotFoundError as error:
-            raise MissingTool("cabextract is not installed", "", "driver files lie in the guest's cabinets",
-                              "apt install cabextract") from error
-        timer = threading.Timer(SECONDS, process.kill)
-        timer.start()
-        try:
-            with process:
-                assert process.stdout is not None
-                data = process.stdout.read(limit + 1)
-                if len(data) > limit:
-                    process.kill()
-                status = process.wait()
-        finally:
-            timer.cancel()
+        # -s: of a set, only the parts named here are opened
+        data, status = piped(["cabextract", "-q", "-s", *arguments, "--", *map(str, self._parts)], limit,
+                             "cabextract", "driver files lie in cabinets")
         if status and len(data) <= limit:
             raise self._bad(f"cabextract ended with status {status}")
         return data
 
     def _bad(self, why: str) -> GuestError:
-        return GuestError("a cabinet cannot be used", self._where, why,
-                          "hand in the file with --drivers DIR")
+        missing = f"; parts of its set that are not there: {', '.join(self._missing)}" if self._missing else ""
+        return GuestError("a cabinet cannot be used", self._where, why + missing, "hand in the file with --drivers DIR")
+
+
+def neighbours(head: bytes) -> tuple[str, str]:
+    """What a part of a set calls the parts before and after it; "" for none.
+
+    head: the first HEAD bytes. Names are as the part spells them, and untrusted.
+    Source: Microsoft Cabinet Format, CFHEADER.
+    """
+    if len(head) < 36 or head[:4] != b"MSCF":
+        return "", ""
+    flags, at = struct.unpack_from("<H", head, 30)[0], 36
+    if flags & _HAS_RESERVE and len(head) >= 40:
+        at += 4 + int(struct.unpack_from("<H", head, 36)[0])
+    names = []
+    for flag in (_HAS_PREVIOUS, _HAS_NEXT):
+        name = b""
+        if flags & flag:
+            name, _, rest = head[at:].partition(b"\0")
+            at = len(head) - len(rest)
+            at = len(head) - len(rest.partition(b"\0")[2])  # past the disk's label
+        names.append(name.decode("latin-1"))
+    return names[0], names[1]
+
+
+def with_parts(first: str, place: Callable[[str], Path | None], where: Where) -> Cabinet:
+    """The cabinet that a file is, or begins. Where other parts lie beside it, it is the whole set.
+
+    place: a name in the same folder, in any case → that file as one of ours, None where there is none.
+    Raises what place raises; GuestError for a set without end.
+    """
+    found = place(first)
+    parts = [found] if found else []
+    missing: list[str] = []
+    seen = {first.lower()}
+    name = _next(found)
+    while name:
+        if name.lower() in seen or len(seen) >= PARTS or not _plain(name):
+            raise GuestError("a cabinet names parts in a circle, too many, or outside its folder", where, name,
+                             "hand in the file with --drivers DIR")
+        seen.add(name.lower())
+        part = place(name)
+        if part is None:
+            missing.append(name)
+            break
+        parts.append(part)
+        name = _next(part)
+    return Cabinet(parts, where, missing)
+
+
+def begins(head: bytes, names: Sequence[str]) -> bool:
+    """Is this the first part that is there? names: what lies in its folder."""
+    before = neighbours(head)[0].lower()
+    return not before or before not in {name.lower() for name in names}
+
+
+def _next(part: Path | None) -> str:
+    if part is None:
+        return ""
+    with part.open("rb") as file:
+        return neighbours(file.read(HEAD))[1]
+
+
+def _plain(name: str) -> bool:
+    return not any(sign in name for sign in "/\\:") and name not in (".", "..")

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from p2v import drivers
 from p2v.drivers import Driver
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import pe
+from p2v.guest import controllers, pe
 from p2v.guest.facts import number
 from p2v.guest.pe import Program
 from p2v.model import SECTOR, Guest, Target, read
@@ -26,7 +25,7 @@ _NO_FIX = "convert the server with p2v, or put the file back"
 
 def boot_closure(guest: Guest, target: Target) -> tuple[Finding, ...]:
     """What is missing for a boot on the target's controller. Severity ERROR stops the boot."""
-    driver = drivers.choose(target.CONTROLLERS, guest)
+    driver = controllers.in_place(target.controllers(guest.facts), guest)
     walk = _Walk(guest, driver)
     return (*walk.loader(), *walk.services(), *walk.controller())
 

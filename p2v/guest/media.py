@@ -1,20 +1,21 @@
-"""Where a driver file comes from: the guest's own caches, or the folders that the user handed in.
+"""Where a driver file comes from: the guest's own caches, or what the user handed in.
 
 The rule. A file in system32\\drivers that fits stays. Else, of all copies that fit, the newest wins, so an
-older one never takes the place of a newer; on a tie the place that is looked at first. A copy fits when
+older one never takes the place of a newer; on a tie the place that is looked at first: ServicePackFiles, Driver
+Cache, what a service pack put aside for its removal, --drivers. A copy fits when
 
 - it is a whole PE file for the guest's processor, of the native subsystem, not a checked build;
-- major, minor and build are the kernel's (5.1.2600 for XP): a driver of another release may load and crash;
-- its revision is not above the kernel's own. A service pack replaces the kernel and a hotfix only raises
-  it, so a file of a later service pack is newer than the kernel, and files of the installed one are not.
-  Ranges of revisions per service pack would say the same less well: hotfix branches overlap. The price: a
-  hotfixed file newer than the kernel is passed over for the service pack's own. What is in system32\\drivers
-  already is not held to it, and a manifest may lift it for one file (NT 4's atapi).
+- of Microsoft's: major, minor and build are the kernel's (5.1.2600 for XP): a driver of another release may load
+  and crash; and its revision is not above the kernel's own. A service pack replaces the kernel and a hotfix only
+  raises it, so a file of a later service pack is newer than the kernel, and files of the installed one are not.
+  A newer one is welcome all the same where its version text names the branch of hotfixes for the installed
+  service pack ("xpsp_sp3_gdr"), and what is in system32\\drivers already is not held to it.
+- of another vendor's, who counts as he likes: it is not built for a later Windows, and lies in no folder
+  that is named after another one (virtio-win: viostor/xp, viostor/2k3, viostor/w7 ...).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -23,32 +24,43 @@ from pathlib import Path
 from typing import Self
 
 from p2v.drivers import DriverFile
-from p2v.errors import Finding, GuestError, PlanError, Severity, Where
+from p2v.errors import Finding, GuestError, Severity, Where
 from p2v.guest import pe
-from p2v.guest.cabinet import Cabinet
+from p2v.guest.cabinet import HEAD, Cabinet, begins, with_parts
+from p2v.guest.handed import CABINET_LIMIT, FILE_LIMIT, Copy, HandedIn, unused
 from p2v.model import Content, Guest
 
-FILE_LIMIT = 16 << 20  # bytes; the largest driver of these systems has 2 MB
-CABINET_LIMIT = 512 << 20  # bytes; driver.cab of 2003 has 80 MB
-FOLDER_LIMIT = 50_000  # entries below the user's folders
+Version = tuple[int, int, int, int]
+PUT_ASIDE = "$NtServicePackUninstall$"  # what the service pack replaced, so older than what it brought
+BRANCH = re.compile(r"_sp(\d)_(?:gdr|qfe)\b")  # hotfixes for a service pack: srv03_sp2_gdr, xpsp_sp3_qfe
 
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A copy of a file. where: for the user."""
-
-    where: str
-    data: bytes
+# What vendors call the folders for a Windows; virtio-win's names first.
+FOLDERS: dict[tuple[int, int], frozenset[str]] = {
+    (4, 0): frozenset({"nt4", "winnt4"}),
+    (5, 0): frozenset({"2k", "w2k", "2000", "win2k", "win2000"}),
+    (5, 1): frozenset({"xp", "wxp", "winxp"}),
+    (5, 2): frozenset({"2k3", "w2k3", "2003", "win2003", "wnet"}),
+    (6, 0): frozenset({"2k8", "vista", "wlh", "w2k8"}),
+    (6, 1): frozenset({"w7", "2k8r2", "win7"}),
+    (6, 2): frozenset({"w8", "2k12", "win8"}),
+    (6, 3): frozenset({"w8.1", "2k12r2"}),
+    (10, 0): frozenset({"w10", "w11", "2k16", "2k19", "2k22", "2k25", "win10"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The copy to use. installed: it is in place already. content: its bytes."""
+    """The copy to use. installed: it is in place already. content: its bytes. imports: what it needs in turn.
+
+    in_box: it is from the guest itself, not handed in.
+    """
 
     where: str
     content: Content
-    version: tuple[int, int, int, int]
+    version: Version
     installed: bool
+    imports: tuple[str, ...] = ()
+    in_box: bool = True
 
 
 class Media:
@@ -57,15 +69,18 @@ class Media:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._folder = tempfile.TemporaryDirectory(prefix="p2v-cabinets-")
-        self._cabinets: dict[str, Cabinet] = {}
-        self._given: list[Path] | None = None
+        self._cabinets: dict[str, list[tuple[str, Cabinet]]] = {}
+        self._given: HandedIn | None = None
         self._unreadable: list[str] = []
+        self._chosen: dict[DriverFile, Choice | GuestError] = {}
         self.findings: list[Finding] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._given is not None:
+            self._given.close()
         self._folder.cleanup()
 
     def choose(self, wanted: DriverFile) -> Choice:
@@ -73,140 +88,209 @@ class Media:
 
         Raises GuestError naming the file, all places that were looked at, and why each copy was refused.
         """
+        if wanted not in self._chosen:
+            try:
+                self._chosen[wanted] = self._search(wanted)
+            except GuestError as error:
+                self._chosen[wanted] = error
+        choice = self._chosen[wanted]
+        if isinstance(choice, GuestError):
+            raise choice
+        return choice
+
+    def installed(self, wanted: DriverFile) -> Choice | None:
+        """The copy that is in place, if it fits."""
+        copy = self._file(f"{self._guest.facts.system_root}\\system32\\drivers\\{wanted.name}")
+        choice = self._judge(copy, wanted, installed=True) if copy else None
+        return choice if isinstance(choice, Choice) else None
+
+    def has(self, name: str) -> bool:
+        """Is a file in place where the loader looks for what a driver imports, whatever it is?"""
+        files, root = self._guest.files(self._guest.facts.boot_volume), self._guest.facts.system_root
+        return any(files.stat(f"{root}\\system32\\{folder}{name}") is not None for folder in ("drivers\\", ""))
+
+    def copies(self, name: str) -> Iterator[tuple[Copy, bool]]:
+        """(copy, it is the guest's own) of every file of that name, fitting or not."""
+        yield from self._copies(DriverFile(name, "", ""))
+
+    def _search(self, wanted: DriverFile) -> Choice:
         refused: list[str] = []
         self._unreadable = []
-        installed = self._installed(wanted.name)
-        if installed is not None:
-            why, version = self._judge(installed, wanted, installed=True)
-            if version:
-                return Choice(installed.where, Content(installed.data), version, True)
-            refused.append(f"{installed.where}: {why}")
+        copy = self._file(f"{self._guest.facts.system_root}\\system32\\drivers\\{wanted.name}")
+        if copy is not None:
+            choice = self._judge(copy, wanted, installed=True)
+            if isinstance(choice, Choice):
+                return choice
+            refused.append(f"{copy.where}: {choice}")
         best: Choice | None = None
-        for copy in self._copies(wanted):
-            why, version = self._judge(copy, wanted)
-            if not version:
-                refused.append(f"{copy.where}: {why}")
-            elif best is None or version > best.version:
-                best = Choice(copy.where, Content(copy.data), version, False)
+        for copy, in_box in self._copies(wanted):
+            choice = self._judge(copy, wanted, in_box=in_box)
+            if isinstance(choice, str):
+                refused.append(f"{copy.where}: {choice}")
+            elif best is None or choice.version > best.version:
+                best = choice
         if best is None:
             raise self._nowhere(wanted, [*refused, *self._unreadable])
+        self._doubt(wanted, best)
+        return best
+
+    def _doubt(self, wanted: DriverFile, best: Choice) -> None:
+        """What is worth saying of a copy that was taken."""
         if self._unreadable:
             self.findings.append(Finding(
                 f"some places for {wanted.name} could not be looked at", Where(item=wanted.name),
                 "; ".join(self._unreadable), f"{best.where} was taken; compare if in doubt",
                 Severity.WARNING))
-        return best
+        if PUT_ASIDE.lower() in best.where.lower():
+            self.findings.append(Finding(
+                f"{wanted.name} comes from what a service pack put aside", Where(item=best.where),
+                f"version {dotted(best.version)} is older than the installed service pack's, which is nowhere",
+                f"better: take it from {wanted.medium}, and give that with --drivers PATH", Severity.WARNING))
 
     # -- what fits
 
-    def _judge(self, copy: Copy, wanted: DriverFile, *, installed: bool = False) -> \
-            tuple[str, tuple[int, int, int, int] | None]:
-        """("", version) of a copy that fits; (why not, None)."""
+    def _judge(self, copy: Copy, wanted: DriverFile, *, installed: bool = False, in_box: bool = True) -> Choice | str:
+        """The choice that a copy would be, or why it does not fit."""
         try:
             program = pe.read_program(copy.data, copy.where)
         except GuestError as error:
-            return f"no whole program file ({error.why})", None
-        facts, kernel = program.facts, self._guest.facts.kernel
-        if kernel is None or kernel.version is None:
-            return "the guest's kernel does not say its version, so nothing can be compared", None
+            return f"no whole program file ({error.why})"
+        facts = program.facts
         if facts.machine != self._guest.facts.architecture:
-            return f"it is for {facts.machine}, the guest is {self._guest.facts.architecture}", None
+            return f"it is for {facts.machine}, the guest is {self._guest.facts.architecture}"
         if program.subsystem != pe.NATIVE:
-            return "it is no driver: its subsystem is not native", None
+            return "it is no driver: its subsystem is not native"
         if program.checked:
-            return "it is of a checked (debug) build", None
-        if facts.version is None:
-            return "it does not say its version", None
-        if facts.version[:3] != kernel.version[:3]:
-            return f"it is of {_dotted(facts.version)}, the kernel of {_dotted(kernel.version)}", None
-        if not (installed or wanted.newer_than_kernel) and facts.version[3] > kernel.version[3]:
-            return (f"{_dotted(facts.version)} is newer than the installed service pack: its kernel is "
-                    f"{_dotted(kernel.version)}"), None
-        return "", facts.version
+            return "it is of a checked (debug) build"
+        if wanted.vendor or "microsoft" not in facts.company.lower():
+            why = self._another_system(program, copy, wanted)
+        else:
+            why = self._another_release(program, held=not (installed or wanted.newer_than_kernel))
+        version = facts.version or (0, 0, 0, 0)
+        return why or Choice(copy.where, Content(copy.data), version, installed, facts.imports, in_box)
+
+    def _another_release(self, program: pe.Program, *, held: bool) -> str:
+        """Why a file of Microsoft's is not of this Windows. held: to its service pack, too."""
+        version, facts = program.facts.version, self._guest.facts
+        if facts.kernel is None or facts.kernel.version is None:
+            return "the guest's kernel does not say its version, so nothing can be compared"
+        kernel = facts.kernel.version
+        if version is None:
+            return "it does not say its version"
+        if version[:3] != kernel[:3]:
+            return f"it is of {dotted(version)}, the kernel of {dotted(kernel)}"
+        branch = BRANCH.search(program.version_text)
+        hotfix = branch is not None and int(branch[1]) == facts.service_pack
+        if held and version[3] > kernel[3] and not hotfix:
+            return f"{dotted(version)} is newer than the installed service pack: its kernel is {dotted(kernel)}"
+        return ""
+
+    def _another_system(self, program: pe.Program, copy: Copy, wanted: DriverFile) -> str:
+        """Why a vendor's file is for another Windows."""
+        own = self._guest.facts.version
+        if program.system > own:
+            return f"it is built for Windows {program.system[0]}.{program.system[1]} and later"
+        fitting = {*wanted.folders, *FOLDERS.get(own, ())}
+        others = frozenset().union(*FOLDERS.values()) - fitting
+        strange = [folder for folder in copy.folders if folder in others]
+        if strange and not fitting.intersection(copy.folders):
+            return f"it lies in {strange[0]}, the folder for another Windows"
+        return ""
 
     # -- where copies lie
 
-    def _installed(self, name: str) -> Copy | None:
-        return self._file(f"{self._guest.facts.system_root}\\system32\\drivers\\{name}")
-
-    def _copies(self, wanted: DriverFile) -> Iterator[Copy]:
+    def _copies(self, wanted: DriverFile) -> Iterator[tuple[Copy, bool]]:
+        """(copy, it is the guest's own)."""
         if not wanted.given_only:
             root = self._guest.facts.system_root
             for kind in self._folders():
-                found = self._file(f"{root}\\ServicePackFiles\\{kind}\\{wanted.name}")
-                if found:
-                    yield found
+                yield from self._own(f"{root}\\ServicePackFiles\\{kind}\\{wanted.name}")
             for kind in self._folders():
-                yield from self._cached(f"{root}\\Driver Cache\\{kind}", wanted.name)
-        yield from self._handed_in(wanted.name)
+                yield from ((copy, True) for copy in self._cached(f"{root}\\Driver Cache\\{kind}", wanted.name))
+            yield from self._own(f"{root}\\{PUT_ASIDE}\\{wanted.name}")
+        if self._given is None:
+            self._given = HandedIn(self._guest.drivers, Path(self._folder.name))
+        yield from ((copy, False) for copy in self._given.copies(wanted.name))
+        self._unreadable += self._given.problems
+
+    def _own(self, path: str) -> Iterator[tuple[Copy, bool]]:
+        found = self._file(path)
+        if found:
+            yield found, True
 
     def _folders(self) -> tuple[str, ...]:
         return ("amd64", "i386") if self._guest.facts.architecture == "x64" else ("i386",)
 
     def _file(self, path: str) -> Copy | None:
-        volume = self._guest.facts.boot_volume
-        files = self._guest.files(volume)
-        stat = files.stat(path)
-        if stat is None or stat.is_folder:
-            return None
-        if stat.size > FILE_LIMIT:
-            self._unreadable.append(f"{path}: {stat.size} bytes are too many for a driver")
-            return None
+        files = self._guest.files(self._guest.facts.boot_volume)
         try:
+            stat = files.stat(path)
+            if stat is None or stat.is_folder:
+                return None
+            if stat.size > FILE_LIMIT:
+                self._unreadable.append(f"{path}: {stat.size} bytes are too many for a driver")
+                return None
             return Copy(path, files.read(path))
         except GuestError as error:
             self._unreadable.append(f"{path}: {error.what}")
             return None
 
     def _cached(self, folder: str, name: str) -> Iterator[Copy]:
-        """Copies in a Driver Cache: plain, or in driver.cab and sp*.cab."""
+        """Copies in a Driver Cache: plain, or in driver.cab, sp*.cab and whatever else lies there."""
         found = self._file(f"{folder}\\{name}")
         if found:
             yield found
+        if folder not in self._cabinets:
+            self._cabinets[folder] = list(self._open(folder))
+        for where, cabinet in self._cabinets[folder]:
+            try:
+                for path, data in cabinet.members(name, FILE_LIMIT):
+                    yield Copy(f"{where}: {path}", data)
+            except GuestError as error:
+                self._unreadable.append(f"{where}: {error.what} ({error.why})")
+
+    def _open(self, folder: str) -> Iterator[tuple[str, Cabinet]]:
+        """The cabinets of a folder of the guest: service packs' first, the newest of them first."""
         files = self._guest.files(self._guest.facts.boot_volume)
-        cabinets = [one for one in files.list(folder) if re.fullmatch(r"(?i)(sp\d*|driver)\.cab", one)]
-        for cabinet in sorted(cabinets, key=str.lower, reverse=True):
-            path = f"{folder}\\{cabinet}"
-            stat = files.stat(path)
-            if stat is None or stat.is_folder or stat.size > CABINET_LIMIT:
-                continue
+        names = [name for name in files.list(folder) if name.lower().endswith(".cab")]
+        packs = [name for name in names if name.lower().startswith("sp")]
+        others = sorted(set(names) - set(packs), key=str.lower)
+        copies: dict[str, Path | None] = {}
+        home = Path(tempfile.mkdtemp(dir=self._folder.name))  # parts of a set know each other by name
+
+        def place(name: str) -> Path | None:
+            """The guest's file as one of ours."""
+            key = name.lower()
+            if key not in copies:
+                known = next((one for one in names if one.lower() == key), None)
+                copies[key] = self._copied(f"{folder}\\{known}", unused(home, key)) if known else None
+            return copies[key]
+
+        for name in (*sorted(packs, key=str.lower, reverse=True), *others):
+            where = f"{folder}\\{name}"
             try:
-                if path not in self._cabinets:
-                    self._cabinets[path] = self._open(files.read(path), path)
-                yield from self._member(self._cabinets[path], path, name)
+                part = place(name)
+                if part is None:
+                    continue
+                with part.open("rb") as start:
+                    first = begins(start.read(HEAD), names)
+                if first:
+                    yield where, with_parts(name, place, Where(item=where))
             except GuestError as error:
-                self._unreadable.append(f"{path}: {error.what} ({error.why})")
+                self._unreadable.append(f"{where}: {error.what} ({error.why})")
 
-    def _open(self, data: bytes, where: str) -> Cabinet:
-        copy = Path(self._folder.name) / f"{len(self._cabinets)}.cab"
-        copy.write_bytes(data)
-        return Cabinet(copy, Where(item=where))
+    def _copied(self, path: str, copy: Path) -> Path | None:
+        files = self._guest.files(self._guest.facts.boot_volume)
+        stat = files.stat(path)
+        if stat is None or stat.is_folder:
+            return None
+        if stat.size > CABINET_LIMIT:
+            self._unreadable.append(f"{path}: {stat.size} bytes are too many for a cabinet")
+            return None
+        copy.write_bytes(files.read(path))
+        return copy
 
-    def _member(self, cabinet: Cabinet, where: str, name: str) -> Iterator[Copy]:
-        data = cabinet.member(name, FILE_LIMIT)
-        if data is not None:
-            yield Copy(f"{where}: {name}", data)
-
-    def _handed_in(self, name: str) -> Iterator[Copy]:
-        """Copies in the user's folders: plain, or in any cabinet there."""
-        if self._given is None:
-            self._given = [path for folder in self._guest.drivers for path in _walk(folder)]
-        for path in self._given:
-            is_cabinet = path.suffix.lower() == ".cab"
-            if path.name.lower() != name.lower() and not is_cabinet:
-                continue
-            try:
-                if path.stat().st_size > (CABINET_LIMIT if is_cabinet else FILE_LIMIT):
-                    self._unreadable.append(f"{path}: too large")
-                elif is_cabinet:
-                    cabinet = self._cabinets.setdefault(str(path), Cabinet(path, Where(item=str(path))))
-                    yield from self._member(cabinet, str(path), name)
-                else:
-                    yield Copy(str(path), path.read_bytes())
-            except OSError as error:
-                self._unreadable.append(f"{path}: {error.strerror}")
-            except GuestError as error:
-                self._unreadable.append(f"{path}: {error.what} ({error.why})")
+    # -- what is said
 
     def _nowhere(self, wanted: DriverFile, refused: list[str]) -> GuestError:
         root = self._guest.facts.system_root
@@ -215,32 +299,27 @@ class Media:
             for kind in self._folders():
                 places += [f"{root}\\ServicePackFiles\\{kind}",
                            f"{root}\\Driver Cache\\{kind} (sp*.cab, driver.cab)"]
-        places += [f"{folder} (--drivers)" for folder in self._guest.drivers]
+            places.append(f"{root}\\{PUT_ASIDE}")
+        places += [f"{one} (--drivers)" for one in self._guest.drivers]
         why = f"looked in {', '.join(places)}; "
         why += "refused " + "; ".join(refused) if refused else "it is in none of them"
         return GuestError(
             f"{wanted.name} is nowhere to be found",
             Where(self._guest.facts.boot_volume, item=wanted.name), why,
-            f"take it from {wanted.medium}, put it into a folder, and give that with --drivers DIR")
+            f"take {wanted.name}{self._version_wanted(wanted)} from {wanted.medium}, and give the folder, ISO or "
+            "cabinet that it lies in with --drivers PATH")
+
+    def _version_wanted(self, wanted: DriverFile) -> str:
+        """The versions that would do, in words."""
+        facts = self._guest.facts
+        if wanted.vendor or facts.kernel is None or facts.kernel.version is None:
+            return f" for {facts.name}"
+        major, minor, build, revision = facts.kernel.version
+        upto = "" if wanted.newer_than_kernel else f" up to {dotted(facts.kernel.version)}"
+        least = wanted.minimum_revision if wanted.newer_than_kernel or wanted.minimum_revision <= revision else 0
+        return f", {facts.architecture}, version {major}.{minor}.{build}.{least}{upto or ' or later'}"
 
 
-def _walk(folder: str) -> Iterator[Path]:
-    """The files below a folder of this machine, in a stable order; links to folders are not followed."""
-    if not Path(folder).is_dir():
-        raise PlanError("a drivers folder is not there", folder, "it was given with --drivers",
-                        "check the path")
-    count = 0
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            count += 1
-            if count > FOLDER_LIMIT:
-                raise PlanError("a drivers folder holds too many files", folder,
-                                f"more than {FOLDER_LIMIT}", "give the folder with the drivers itself")
-            path = Path(parent, name)
-            if path.is_file():  # no pipe or device
-                yield path
-
-
-def _dotted(version: tuple[int, int, int, int]) -> str:
+def dotted(version: Version) -> str:
+    """5.1.2600.5512."""
     return ".".join(map(str, version))

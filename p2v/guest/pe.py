@@ -20,11 +20,17 @@ _DEBUG = 1  # VS_FF_DEBUG: a checked build
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program file. checked: built for debugging; such a driver asserts on a free kernel."""
+    """A program file. checked: built for debugging; such a driver asserts on a free kernel.
+
+    system: the Windows version from which on it is meant to run, by its subsystem version.
+    version_text: FileVersion of the resource: "5.1.2600.6055 (xpsp_sp3_gdr.101209-1647)".
+    """
 
     facts: PEFacts
     subsystem: int
     checked: bool
+    system: tuple[int, int] = (0, 0)
+    version_text: str = ""
 
 
 def read_program(data: bytes, name: str) -> Program:
@@ -61,7 +67,9 @@ def _program(pe: pefile.PE) -> Program:
     strings = _strings(pe)
     facts = PEFacts(_MACHINES.get(machine, f"{machine:#x}"), version, strings.get("OriginalFilename", ""),
                     strings.get("CompanyName", ""), imports)
-    return Program(facts, int(pe.OPTIONAL_HEADER.Subsystem), checked)
+    header = pe.OPTIONAL_HEADER
+    system = (int(header.MajorSubsystemVersion), int(header.MinorSubsystemVersion))
+    return Program(facts, int(header.Subsystem), checked, system, strings.get("FileVersion", ""))
 
 
 def _fixed(pe: pefile.PE) -> tuple[tuple[int, int, int, int] | None, bool]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from fixtures.cabs import cabinet
-from fixtures.pe import AMD64, I386, IA64, StandIn, pe_file
+from fixtures.pe import AMD64, COMPANY, I386, IA64, StandIn, pe_file
 from p2v.drivers import DriverFile
-from p2v.errors import GuestError, PlanError
+from p2v.errors import GuestError, PlanError, Severity
 from p2v.guest.media import Media
 from p2v.model import Family, GuestFacts, PEFacts
 from p2v.testing import DirFiles
@@ -195,7 +196,7 @@ def test_a_kernel_without_a_version_compares_with_nothing(tmp_path):
 
 def test_no_such_folder(server):
     server.drivers = ("/nowhere/at/all",)
-    with pytest.raises(PlanError, match="drivers folder is not there"):
+    with pytest.raises(PlanError, match="given with --drivers is not there"):
         chosen(server)
 
 
@@ -206,3 +207,104 @@ def test_the_cabinets_are_gone_afterwards(server):
         folder = Path(media._folder.name)
         assert list(folder.iterdir())
     assert not folder.exists()
+
+
+# -- service packs, hotfixes, what was put aside
+
+
+def spelled_version(data: bytes, old: str, new: str) -> bytes:
+    """The same file with another text of one length in its version resource."""
+    before, after = old.encode("utf-16-le"), new.encode("utf-16-le")
+    assert len(before) == len(after) and before in data
+    return data.replace(before, after)
+
+
+@pytest.mark.parametrize(("branch", "taken"), [
+    ("5.1.2600.6055 (xpsp_sp3_gdr.101)", True), ("5.1.2600.6055 (xpsp_sp3_qfe.101)", True),
+    ("5.1.2600.6055 (xpsp_sp2_gdr.101)", False), ("5.1.2600.6055 (xpsp.101209-1647)", False)])
+def test_a_hotfix_newer_than_the_kernel(server, branch, taken):
+    """Its version text names the service pack that it was made for."""
+    server.facts = replace(server.facts, service_pack=3)
+    server.put(PACK, driver((5, 1, 2600, 6055), version_text=branch))
+    if taken:
+        assert chosen(server).version == (5, 1, 2600, 6055)
+    else:
+        with pytest.raises(GuestError, match="nowhere"):
+            chosen(server)
+
+
+def test_what_a_service_pack_put_aside_is_a_last_resort_and_said(server):
+    server.put("$NtServicePackUninstall$\\atapi.sys", driver((5, 1, 2600, 1106)))
+    with Media(server) as media:
+        assert media.choose(WANTED).version == (5, 1, 2600, 1106)
+        (finding,) = media.findings
+    assert finding.severity is Severity.WARNING and "put aside" in finding.what and "5.1.2600.1106" in finding.why
+    server.put(CACHE + "sp3.cab", cabinet({"atapi.sys": driver()}))
+    with Media(server) as media:
+        assert media.choose(WANTED).version == RIGHT and not media.findings
+
+
+def test_what_is_missing_is_named_with_version_and_medium(server):
+    with pytest.raises(GuestError) as error:
+        chosen(server)
+    assert error.value.next == ("take atapi.sys, x86, version 5.1.2600.0 up to 5.1.2600.5512 from the Windows CD, and "
+                                "give the folder, ISO or cabinet that it lies in with --drivers PATH")
+
+
+# -- vendors' own files
+
+
+VENDOR = DriverFile("viostor.sys", "virtio-win", "a test", vendor=True, folders=("xp",))
+
+
+def vendors(version=(51, 74, 104, 13000), system=(5, 1), name="viostor.sys") -> bytes:
+    """A driver that counts as it likes, for a Windows from system on."""
+    data = bytearray(pe_file(StandIn(name, version, ("scsiport.sys",))))
+    at = struct.unpack_from("<I", data, 0x3C)[0] + 24
+    struct.pack_into("<HH", data, at + 48, *system)
+    return bytes(data)
+
+
+def test_a_vendor_s_version_says_nothing_of_the_windows(server):
+    Path(server.drivers[0], "viostor.sys").write_bytes(vendors())
+    choice = chosen(server, VENDOR)
+    assert choice.version == (51, 74, 104, 13000) and not choice.in_box and choice.imports == ("scsiport.sys",)
+
+
+def test_virtio_win_s_folders(server):
+    for folder, version, system in (("2k3", (52, 74, 104, 13000), (5, 2)), ("xp", (51, 74, 104, 13000), (5, 1)),
+                                    ("w7", (61, 74, 104, 13000), (5, 1)), ("2k", (99, 0, 0, 0), (5, 0))):
+        path = Path(server.drivers[0], "viostor", folder, "x86")
+        path.mkdir(parents=True)
+        (path / "viostor.sys").write_bytes(vendors(version, system))
+    choice = chosen(server, VENDOR)
+    assert "/viostor/xp/x86/" in choice.where and choice.version == (51, 74, 104, 13000)
+
+
+def test_why_a_vendor_s_file_does_not_fit(server):
+    for folder, system in (("w7", (5, 1)), ("plain", (6, 1))):
+        path = Path(server.drivers[0], folder)
+        path.mkdir()
+        (path / "viostor.sys").write_bytes(vendors(system=system))
+    with pytest.raises(GuestError) as error:
+        chosen(server, VENDOR)
+    assert "it lies in w7, the folder for another Windows" in error.value.why
+    assert "built for Windows 6.1 and later" in error.value.why
+    assert "take viostor.sys for a test from virtio-win" in error.value.next
+
+
+def test_a_vendor_s_driver_that_ships_with_windows_counts_its_own_versions(server):
+    """XP's sym_hi is LSI's: its version is not XP's, and its place in XP's own cabinet is what counts."""
+    file = spelled_version(pe_file(StandIn("sym_hi.sys", (4, 16, 0, 0))), COMPANY, "LSI Logic".ljust(len(COMPANY)))
+    server.put(CACHE + "driver.cab", cabinet({"sym_hi.sys": file}))
+    assert chosen(server, replace(WANTED, name="sym_hi.sys")).version == (4, 16, 0, 0)
+
+
+def test_the_guest_s_cabinet_in_several_parts(server, corpus, needs):
+    """Each part is taken from the guest; members that begin in one part and end in another are whole."""
+    needs("cabextract")
+    for number in range(1, 6):
+        server.put(f"{CACHE}Split-{number}.cab", (corpus / "inf" / "cab" / f"split-{number}.cab").read_bytes())
+    with Media(server) as media:
+        found = list(media._cached("\\WINDOWS\\Driver Cache\\i386", "medium2.bin"))
+        assert [len(copy.data) for copy in found] == [50000] and not media._unreadable
