@@ -92,7 +92,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             disks=tuple(_disk(disk) for disk in document["disks"]),
             volumes=tuple(_volume(volume) for volume in document["volumes"]),
             facts=_facts(document["facts"]),
-            machine=_machine(document["machine"]),
+            machine=_machine(document["machine"], document["target"]),
             changes=tuple(_change(change, content) for change in document["changes"]),
             findings=tuple(_finding(finding) for finding in document["findings"]),
             drivers=tuple(document["drivers"]),
@@ -182,12 +182,17 @@ def _program(document: Json | None) -> PEFacts | None:
                       "version": tuple(version) if version is not None else None})
 
 
-def _machine(document: Json) -> Machine:
+def _machine(document: Json, target: str) -> Machine:
+    from p2v.target import target_named
+
     disks = tuple(MachineDisk(**{**disk, "geometry": Geometry(**disk["geometry"])})
                   for disk in document["disks"])
     if "/" in document["name"] or document["name"].startswith("."):
         raise ValueError(f"no name of a VM: {document['name']!r}")
-    return Machine(**{**document, "facts": _facts(document["facts"]), "disks": disks})
+    machine = Machine(**{**document, "facts": _facts(document["facts"]), "disks": disks})
+    if machine.controller not in target_named(target).CONTROLLERS:
+        raise ValueError(f"{target} has no controller {machine.controller!r}")
+    return machine
 
 
 def _finding(document: Json) -> Finding:

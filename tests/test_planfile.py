@@ -98,3 +98,17 @@ def test_a_damaged_document_is_a_plan_error(damage: dict[str, object]) -> None:
     document = to_json(a_plan([])) | damage
     with pytest.raises(PlanError):
         from_json(document, {}.__getitem__)
+
+
+@pytest.mark.parametrize(("target", "controller"), [("kvm", "../evil"), ("hyperv", "lsi-53c1030"), ("vax", "piix-ide")])
+def test_a_controller_that_the_target_has_not_is_a_plan_error(target: str, controller: str) -> None:
+    document = to_json(a_plan([])) | {"target": target}
+    document["machine"]["controller"] = controller
+    with pytest.raises(PlanError):
+        from_json(document, {}.__getitem__)
+
+
+def test_a_plan_from_before_controllers_were_kept_is_on_ide() -> None:
+    document = to_json(a_plan([]))
+    del document["machine"]["controller"]
+    assert from_json(document, {}.__getitem__) == a_plan([])

@@ -75,7 +75,7 @@ def configure(machine: Machine) -> Mapping[str, str]:
     devices = ET.SubElement(domain, "devices")
     bus = BUSES[machine.controller]
     for index, disk in enumerate(machine.disks):
-        _disk(devices, f"{bus.prefix}{ascii_lowercase[index]}", bus, disk, machine.facts)
+        _disk(devices, f"{bus.prefix}{_letters(index)}", bus, disk, machine.facts)
     if bus.type:
         controller = ET.SubElement(devices, "controller", type=bus.type, index="0")
         if bus.model:
@@ -102,6 +102,12 @@ def _clock(domain: ET.Element) -> None:
     clock = ET.SubElement(domain, "clock", offset="localtime")
     ET.SubElement(clock, "timer", name="rtc", tickpolicy="catchup")
     ET.SubElement(clock, "timer", name="hpet", present="no")
+
+
+def _letters(index: int) -> str:
+    """a to z, then aa, ab … as Linux counts disks."""
+    more, last = divmod(index, 26)
+    return (_letters(more - 1) if more else "") + ascii_lowercase[last]
 
 
 def _disk(devices: ET.Element, name: str, bus: Bus, disk: MachineDisk, facts: GuestFacts) -> None:
