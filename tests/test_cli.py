@@ -96,6 +96,15 @@ def test_convert_wants_an_output_or_one_folder() -> None:
     assert code == 2 and "-o" in err
 
 
+def test_two_legs_for_one_word_are_refused(tmp_path: Path) -> None:
+    """The last one would win in silence; --leg disk0 --leg disk2 may mean two mirrors."""
+    disk = tmp_path / "disk.img"
+    disk.touch()
+    for words in (["--leg", "disk0", "--leg", "disk1"], ["--leg", "C=disk0", "--leg", "C:=disk1"]):
+        result = CliRunner().invoke(main, ["inspect", str(disk), *words])
+        assert result.exit_code == 2 and "C:=DISK" in result.output
+
+
 def test_every_error_class_has_its_own_exit_code() -> None:
     classes = [cls for cls in vars(p2v.errors).values() if isinstance(cls, type)
                and issubclass(cls, p2v.errors.P2VError)]
