@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from p2v.errors import PlanError, Where
 from p2v.guest.fixers.boot_sectors import boot_sector_kind
 from p2v.model import SECTOR, BytesChange, Partition, Source, read
 from p2v.volume.geometry import end_chs, start_chs, target_geometry
@@ -19,6 +20,7 @@ from p2v.volume.geometry import end_chs, start_chs, target_geometry
 NAME = "collapse"
 CODE = slice(0, 0x1B8)
 SIGNATURE_AT, TABLE, ENTRY_BYTES, SLOTS = 0x1B8, 0x1BE, 16, 4
+LIMIT = (1 << 32) - 1  # sectors
 TYPES = {"ntfs": (0x07,), "fat16": (0x06, 0x04, 0x0E, 0x01), "fat32": (0x0C, 0x0B)}  # the first one is written
 
 
@@ -52,7 +54,13 @@ def patches(
     raw: the disk as its pieces lie. disk: its id. partitions: the entries of its table. gone: entry_offset of
     those to drop. starts: the VM boots from it; then exactly one entry is active. code: boot code for a disk
     that has none. taken: disk signatures of the other disks. seed: what a new signature is made of.
+    Raises PlanError for a volume that no entry of this table can describe.
     """
+    for seat in seats:
+        if (seat.offset + seat.length) // SECTOR > LIMIT:
+            raise PlanError(f"{seat.what} does not fit into a basic disk's table",
+                            Where(disk, seat.offset, seat.length), "its entries count 32 bits of sectors: 2 TiB",
+                            "copy the disks as they are (p2v image … --layout keep), and its files by other means")
     sector = read(raw, 0, SECTOR)
     table = _Table(raw, disk, sector)
     by_entry = {seat.partition.entry_offset: seat for seat in seats if seat.partition}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from p2v import newtable
+from p2v.errors import PlanError
 from p2v.model import Partition, Source, read
 from p2v.newtable import Seat, fitting_type, new_signature, standard_code
 from p2v.source.assembled import Assembled, Part
@@ -50,6 +51,15 @@ def test_an_entry_for_the_whole_dynamic_disk_shrinks_to_its_volume() -> None:
     found, _ = after(source, seats)
     assert [(p.type, p.active, p.offset // 512, p.length // 512) for p in found] == [
         (7, True, 63, 1000), (7, False, 1063, 500)]
+
+
+def test_a_volume_of_more_than_two_tib_is_refused() -> None:
+    """A spanned volume may be as large; its count of sectors would not fit into the entry."""
+    for start in (2 << 11, 63):
+        seat = Seat("ldm.Volume2", start * 512, (1 << 32) * 512 - 63 * 512, 7)
+        with pytest.raises(PlanError, match=r"ldm.Volume2 does not fit") as caught:
+            after(disk_with([]), [seat])
+        assert "--layout keep" in caught.value.next
 
 
 def test_a_partition_that_is_longer_than_its_volume_stays_as_long() -> None:
