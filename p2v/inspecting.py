@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,17 @@ from p2v.volume import Layout, find_volumes, holds_sets
 
 
 @dataclass(frozen=True, slots=True)
+class Controller:
+    """A disk controller and this guest. verdict: "yes", "no" or "unknown". signs: why. needs: what to get for it."""
+
+    name: str
+    title: str
+    verdict: str
+    signs: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What `p2v inspect` tells.
 
@@ -36,8 +47,8 @@ class Inspection:
     disks hold them. legs: of each mirror, the id of the disk whose leg is taken. pieces: by the id of each disk
     that the VM would get, what it is put together from; empty where each disk makes one image. compared: the legs
     of mirrors, drawn, where that was asked for. taken: of each mirror with a leg, why that one, in a few words.
-    options: words to repeat in the next command: what the user said
-    of legs.
+    options: words to repeat in the next command: what the user said of legs. controllers: of each disk controller
+    that p2v knows, whether this guest can drive it, and the evidence.
     """
 
     paths: tuple[str, ...]
@@ -51,6 +62,7 @@ class Inspection:
     compared: tuple[str, ...] = ()
     taken: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    controllers: tuple[Controller, ...] = ()
 
 
 def inspect(
@@ -114,7 +126,17 @@ def _told(
         sets=sets,
         legs=built.legs if built else {},
         pieces={id: disk.pieces for id, disk in built.disks.items()} if built else {},
+        controllers=tuple(_controllers(seen)),
     )
+
+
+def _controllers(seen: View) -> Iterator[Controller]:
+    """What the guest can drive: read from its files, hives and setup texts."""
+    from p2v.guest.controllers import available
+
+    if seen.guest is not None:
+        for manifest, evidence in available(seen.guest):
+            yield Controller(manifest.name, manifest.title, evidence.verdict, evidence.signs, evidence.needs)
 
 
 def _names(disks: Mapping[str, Source]) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -190,10 +190,20 @@ def render_inspection(seen: Inspection) -> str:
             f"  HAL {facts.hal.original_name if facts.hal else 'unknown'}; "
             f"control sets {', '.join(facts.control_sets)}, {facts.default_control_set} is started",
             f"  boot drivers: {', '.join(facts.boot_drivers)}",
+            *_controllers(seen),
         ]
     if seen.findings:
         lines += ["", render_findings(seen.findings)]
     return "\n".join([*lines, "", _next(seen)])
+
+
+def _controllers(seen: Inspection) -> Iterator[str]:
+    """Which of the hypervisors' disk controllers this Windows can drive; the evidence is in --json."""
+    words = {"yes": "has drivers for", "no": "needs drivers (--drivers) for", "unknown": "may have drivers for"}
+    for verdict, text in words.items():
+        titles = [one.title for one in seen.controllers if one.verdict == verdict]
+        if titles:
+            yield f"  {text}: {', '.join(titles)}"
 
 
 def _sets(seen: Inspection) -> Iterator[str]:
