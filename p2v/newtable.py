@@ -56,10 +56,10 @@ def patches(
     that has none. taken: disk signatures of the other disks. seed: what a new signature is made of.
     Raises PlanError for a volume that no entry of this table can describe.
     """
-    for seat in seats:
-        if (seat.offset + seat.length) // SECTOR > LIMIT:
-            raise PlanError(f"{seat.what} does not fit into a basic disk's table",
-                            Where(disk, seat.offset, seat.length), "its entries count 32 bits of sectors: 2 TiB",
+    for one in seats:
+        if (one.offset + one.length) // SECTOR > LIMIT:
+            raise PlanError(f"{one.what} does not fit into a basic disk's table",
+                            Where(disk, one.offset, one.length), "its entries count 32 bits of sectors: 2 TiB",
                             "copy the disks as they are (p2v image … --layout keep), and its files by other means")
     sector = read(raw, 0, SECTOR)
     table = _Table(raw, disk, sector)
