@@ -44,7 +44,7 @@ from p2v.model import (
     no_progress,
 )
 from p2v.outlets import Nowhere
-from p2v.pairing import Copying, LegOptions, Outcome, copy_both
+from p2v.pairing import Copying, LegOptions, Outcome, copy_both, short_names
 from p2v.rundir import RunDir, save_json
 
 Copied: TypeAlias = tuple[CopyReport, ImageWriter | None]
@@ -210,7 +210,7 @@ def _copy_all(
     """
     jobs = {disk.id: _job(disk, plan, seen, edited, run) for disk in plan.disks}
     folder.remove_images(plan, run, [job.path for _, job in jobs.values() if job.log.exists])
-    names = {id: Path(source.name).name for id, source in arranged.sources.items()}
+    names = short_names(arranged.sources)
     outcomes: dict[str, Outcome] = {}
     with contextlib.ExitStack() as undo:
         writers = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from p2v.checkpoint import Keeper
 from p2v.coarse import Coarse
@@ -143,6 +144,14 @@ class Outcome:
     writer: ImageWriter | None
     findings: tuple[Finding, ...] = ()
     filled: tuple[Filled, ...] = ()
+
+
+def short_names(sources: Mapping[str, Source]) -> dict[str, str]:
+    """The file names of the disks handed in, where they tell them apart; else their paths."""
+    names = {id: Path(source.name).name for id, source in sources.items()}
+    if len(set(names.values())) < len(names):
+        return {id: source.name for id, source in sources.items()}
+    return names
 
 
 def copy_both(

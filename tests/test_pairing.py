@@ -19,9 +19,9 @@ from p2v.filesystem import examine, open_files
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
 from p2v.model import Range, Source, no_progress
-from p2v.pairing import COMPARED, Copying, LegOptions, Outcome, copy_both
+from p2v.pairing import COMPARED, Copying, LegOptions, Outcome, copy_both, short_names
 from p2v.source.device import open_disk
-from p2v.testing import FaultySource
+from p2v.testing import FaultySource, MemorySource
 from p2v.volume import find_volumes
 
 
@@ -40,8 +40,7 @@ def copied(server: LdmServer, folder: Path, options: LegOptions = COMPARED, *, f
         plain = made.built.disks["disk0"]
         extents = plan_copy(plain.source)
         job = Job(FORMATS[format], folder / f"image{FORMATS[format].SUFFIX}", CopyLog(folder, "disk0"), tie(extents))
-        names = {id: Path(source.name).name for id, source in given.items()}
-        copying = Copying("disk0", plain, plain.source, extents, job.form, names, job.keeper())
+        copying = Copying("disk0", plain, plain.source, extents, job.form, short_names(given), job.keeper())
         outcome = copy_both(copying, lambda source: copy_image(source, extents, job), options, no_progress, None)
         assert outcome.writer is not None
         outcome.writer.finish()
@@ -119,6 +118,14 @@ def test_what_is_told_of_bad_places_is_what_is_left_of_them(tmp_path: Path) -> N
     start = server.assemblies[0].parts[0].offset
     assert "8.0 KiB on disk0.img" in said.what
     assert said.where == Where("disk0p1", hole.offset - start, hole.length, "on disk0.img")
+
+
+def test_disks_of_one_name_in_two_folders_are_told_apart() -> None:
+    def disks(*names: str) -> dict[str, Source]:
+        return {f"disk{number}": MemorySource(b"", name) for number, name in enumerate(names)}
+
+    assert short_names(disks("/old/sda.img", "/old/sdb.img")) == {"disk0": "sda.img", "disk1": "sdb.img"}
+    assert set(short_names(disks("/one/sda.img", "/two/sda.img")).values()) == {"/one/sda.img", "/two/sda.img"}
 
 
 def test_one_leg_alone_spares_the_other_disk(tmp_path: Path) -> None:
