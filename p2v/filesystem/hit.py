@@ -19,6 +19,7 @@ MOST = 200  # files that are named
 DEEPEST = 128  # folders in one path
 _LARGEST = 5_000_000  # entries that are looked at
 _HOLE = 1  # flag of an extent that takes no space
+_NOBODYS = "\\$BadClus"  # bad clusters hold nothing; on NTFS 1.2 libfsntfs takes its hole for the volume's bytes
 
 
 def files_hit(volume: str, source: Source, filesystem: Filesystem, lost: Sequence[Range]) -> Iterator[Finding]:
@@ -101,7 +102,8 @@ def file_extents(
     while todo:
         path, entry, depth = todo.pop()
         try:
-            yield path or "\\", list(_extents(entry)) if path else []  # libfsfat has no extents for its root
+            # libfsfat has no extents for its root
+            yield path or "\\", list(_extents(entry)) if path not in ("", _NOBODYS) else []
             count = entry.number_of_sub_file_entries if depth < DEEPEST else 0
         except LIBRARY_ERRORS:
             yield path or "\\", None
