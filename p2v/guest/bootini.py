@@ -103,9 +103,20 @@ class BootIni:
         lines[number] = lines[number].replace(old.strip(), str(new).encode("latin-1"), 1)
         return parse(b"".join(lines))
 
-    def with_line(self, text: bytes) -> BootIni:
-        """The same file with one more system, after the last one."""
+    def with_switches(self, line: Line, switches: bytes) -> BootIni:
+        """The same file with other switches on a line, which are those it has plus or minus some."""
+        raw = self.lines[line.number]
+        text = raw.rstrip(b" \t\r\n\0\x1a")
+        end = raw[len(text):]
+        kept = text[:len(text) - len(line.switches)].rstrip() if line.switches else text
+        lines = list(self.lines)
+        lines[line.number] = kept + b" " + switches + end.lstrip(b" \t")
+        return parse(b"".join(lines))
+
+    def with_line(self, text: bytes, before: Line | None = None) -> BootIni:
+        """The same file with one more system, after the last one, or before the one given."""
         last = max((line.number for line in self.systems), default=len(self.lines) - 1)
+        last = before.number - 1 if before else last
         end = b"\r\n" if any(line.endswith(b"\r\n") for line in self.lines) else b"\n"
         lines = list(self.lines)
         if not lines[last].endswith((b"\n", b"\r")):

@@ -15,6 +15,7 @@ from p2v.guest.fixers import (
     boot_storage,
     crash_control,
     dissolved_sets,
+    hal_kernel,
     hive_files,
     processor_services,
 )
@@ -23,6 +24,7 @@ from p2v.model import Fixer
 FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes first
     boot_sectors,
     boot_files,
+    hal_kernel,
     boot_ini,
     dissolved_sets,
     hive_files,

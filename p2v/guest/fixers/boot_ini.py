@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from p2v.errors import Finding, GuestError, Severity, Where
 from p2v.guest import bootini, facts
 from p2v.guest.bootini import ArcPath, BootIni, Line
+from p2v.guest.fixers import hal_kernel
 from p2v.guest.fixers.edits import hindrances
+from p2v.guest.fixers.hal_kernel import Swap
 from p2v.model import Change, Content, Family, FileChange, Guest, Target
 
 NAME = "boot-ini"
 MARK = b"[VM diagnostic]"
+PAIR = b"[VM HAL]"
 MENU_LIMIT = 10  # lines that NTLDR's menu shows [from memory]
 PLACE = "\\boot.ini"
 DEBUGGER = re.compile(rb"(?i)/(debug|debugport|baudrate|crashdebug|nodebug)(=\S+)?(?=\s|$)")
 
 
-def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: ARG001  # the protocol's
+def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:
     """One change of boot.ini, or none."""
     if guest.facts.family is not Family.WINDOWS:
         return
@@ -37,7 +41,12 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: A
     old = bootini.parse(before, path)
     new, said, reasons = resolved(guest, old)
     yield from said
-    new, reasons = _diagnostic(guest, new, reasons)
+    line = _ours(guest, new)
+    if line is not None:
+        yield from hal_kernel.nx(guest, line, NAME)
+    swap, _ = hal_kernel.decide(guest, target)  # its findings are the other fixer's
+    new, reasons = _started(guest, new, swap, reasons)
+    new, reasons = _diagnostic(guest, new, swap, reasons)
     if facts.spelled(files, "", "ntbootdd.sys"):
         yield Finding("ntbootdd.sys is left where it is", Where(volume, item="\\ntbootdd.sys"),
                       "it is the old controller's driver for scsi() paths; with multi() it is not loaded",
@@ -113,25 +122,66 @@ def _lost(guest: Guest, arc: ArcPath, *, starts: bool) -> Finding:
                    "give all disks of the server in BIOS order, or mend the line", severity, NAME)
 
 
-def _diagnostic(guest: Guest, ini: BootIni, reasons: list[str]) -> tuple[BootIni, list[str]]:
-    """Add the diagnostic line after the last system, unless one is there or the menu is full."""
+def _started(guest: Guest, ini: BootIni, swap: Swap | None, reasons: list[str]) -> tuple[BootIni, list[str]]:
+    """The line that starts by itself: with NX off where it must be, and the pair for the VM before it."""
+    line = _ours(guest, ini)
+    if line is None:
+        return ini, reasons
+    switches = hal_kernel.without_nx(guest, line) if line.number >= 0 else None
+    if switches is not None:
+        ini = ini.with_switches(line, switches)
+        reasons = [*reasons, f"NX off: {hal_kernel.nx_problem(guest)}, and the loader would start it where the "
+                             "VM's processor has NX"]
+    if swap is None or not swap.needed:
+        return ini, reasons
+    text = _line(guest, line, PAIR, hal_kernel.switched(line.switches, swap))
+    return ini.with_line(text, line if line.number >= 0 else None), [
+        *reasons, f"a line before the old one, which NTLDR takes in its place, with {swap.switches.decode()}: "
+                  f"{swap.why}"]
+
+
+def _ours(guest: Guest, ini: BootIni) -> Line | None:
+    """The line that starts this Windows: the default one, or the first with its folder where that starts another."""
+    default, root = ini.default_line, guest.facts.system_root.lower()
+    lines = ([default] if default else []) + list(ini.systems)
+    return next((line for line in lines if line.arc and line.arc.directory.lower() == root), None)
+
+
+def _line(guest: Guest, like: Line, mark: bytes, switches: bytes) -> bytes:
+    return like.path.strip() + b'="' + _title(guest, like) + b" " + mark + b'" ' + switches
+
+
+def _diagnostic(guest: Guest, ini: BootIni, swap: Swap | None, reasons: list[str]) -> tuple[BootIni, list[str]]:
+    """Add the diagnostic line after the last system, unless one is there or the menu is full.
+
+    It starts with the pair for the VM where there is one, be it needed or not.
+    """
     default = ini.default_line
     full = len(ini.systems) >= MENU_LIMIT
-    marked = any(MARK.lower() in line.title.lower() for line in ini.systems)
-    if default is None or default.arc is None or marked or full:
+    if default is None or default.arc is None or full or any(_serves(line, swap) for line in ini.systems):
         return ini, reasons
-    text = default.path.strip() + b'="' + _title(guest, default) + b'" ' + _switches(default)
-    return ini.with_line(text), [*reasons, "a second line that names each driver as it loads (/SOS) and "
-                                 "uses plain VGA (/BASEVIDEO), for a first boot that fails"]
+    switches = default.switches if swap is None or swap.needed else hal_kernel.switched(default.switches, swap)
+    text = _line(guest, replace(default, title=default.title.replace(PAIR, b"")), MARK, _switches(switches))
+    reasons = [*reasons, "a second line that names each driver as it loads (/SOS) and uses plain VGA (/BASEVIDEO), "
+                         "for a first boot that fails"]
+    if swap is not None and not swap.needed:
+        reasons.append(f"it has {swap.switches.decode()}: {swap.why}")
+    return ini.with_line(text), reasons
+
+
+def _serves(line: Line, swap: Swap | None) -> bool:
+    """Is this the diagnostic line, with the pair where there is one?"""
+    return MARK.lower() in line.title.lower() and (swap is None or all(
+        one in line.switches for one in swap.switches.split()))
 
 
 def _title(guest: Guest, line: Line) -> bytes:
     plain = guest.facts.name.partition(" Service Pack")[0].partition(" (")[0]
-    return (line.title.strip() or plain.encode("ascii", "replace")) + b" " + MARK
+    return line.title.strip() or plain.encode("ascii", "replace")
 
 
-def _switches(line: Line) -> bytes:
-    kept = b" ".join(DEBUGGER.sub(b"", line.switches).split())
+def _switches(switches: bytes) -> bytes:
+    kept = b" ".join(DEBUGGER.sub(b"", switches).split())
     for switch in (b"/SOS", b"/BASEVIDEO"):
         if switch.lower() not in kept.lower().split():
             kept += b" " + switch
