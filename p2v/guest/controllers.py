@@ -68,12 +68,6 @@ def options(controllers: Sequence[str], guest: Guest, media: Media) -> tuple[Opt
     return complete
 
 
-def choose(controllers: Sequence[str], guest: Guest) -> Driver:
-    """The controller that the VM's disks must be on: the best whose driver is complete. Raises what options() does."""
-    with Media(guest) as media:
-        return options(controllers, guest, media)[0].driver
-
-
 def best(controllers: Sequence[str], guest: Guest) -> Driver:
     """The target's first controller that any driver for this Windows exists for. Raises Unsupported."""
     for driver in drivers.serving(controllers, guest.facts):
