@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
 
-from fixtures import branded, guests
+from fixtures import branded, fat32, guests
 from fixtures.servers import (
     Server,
     build_nt4_fat16,
@@ -127,6 +127,12 @@ def poweredge_server(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> 
 def xseries_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     """2003 Server SP2 (a stand-in) on an IBM xSeries. Needs no corpus."""
     return branded.build_xseries(tmp_path_factory.mktemp("xseries"))
+
+
+@pytest.fixture(scope="session")
+def fat32_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """Windows XP SP3 on FAT32. Needs no corpus."""
+    return fat32.build_xp_fat32(tmp_path_factory.mktemp("xp-fat32"))
 
 
 # Guests as plain folders: a hundredth of a second each, and free to be spoilt.
