@@ -12,7 +12,7 @@ from p2v.target.nics import NT4, W2000, W2003, XP
 from p2v.target.sizes import sensible
 
 NAME = "virtualbox"
-CONTROLLERS: Sequence[str] = ("piix-ide",)
+CONTROLLERS: Sequence[str] = ("piix-ide", "lsi-53c1030", "buslogic", "uniata")
 NICS: Mapping[str, str] = {"pcnet": "Am79C973", "82540em": "82540EM"}
 HAS_ACPI = True
 HAS_MP_TABLE = False  # with --ioapic on there is one, from memory

@@ -13,7 +13,7 @@ from p2v.target.nics import NT4, W2000, W2003, XP
 from p2v.target.sizes import sensible
 
 NAME = "vmware"
-CONTROLLERS: Sequence[str] = ("piix-ide",)
+CONTROLLERS: Sequence[str] = ("piix-ide", "lsi-53c1030", "buslogic", "uniata")
 NICS: Mapping[str, str] = {"pcnet": "vlance", "82545em": "e1000"}
 HAS_ACPI = True
 HAS_MP_TABLE = False  # today's have one from memory; Workstation 3 had none

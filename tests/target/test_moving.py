@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from fixtures import guests, hives, trees
-from fixtures.pe import StandIn, pe_file
 from p2v import changes as changing
 from p2v.errors import Finding, Severity
 from p2v.guest.closure import boot_closure
 from p2v.guest.fixers import FIXERS
 from p2v.model import Change, FileChange, KeyChange, ValueChange
+from p2v.planning import boot_controller
 from p2v.target import TARGETS
 from p2v.testing import DirGuest
 
@@ -96,3 +96,44 @@ def test_xp_keeps_the_vmscsi_of_its_vm_and_gets_ide(corpus: Path, tmp_path: Path
     assert "pci#ven_8086&dev_7010" in rows and "pci#ven_8086&dev_7111" not in rows
     placed = {change.path.rpartition("\\")[2] for change in storage if isinstance(change, FileChange)}
     assert placed == {"pciide.sys"}
+
+
+def test_another_target_after_an_adapt_plans_only_the_difference(corpus: Path, tmp_path: Path) -> None:
+    """From VirtualBox to Hyper-V, then to VMware with LSI Logic's driver at hand, then back."""
+    vm = VMS["x64 on VirtualBox"]
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "symmpi.sys").write_bytes(vm.system.file("symmpi.sys"))
+    guest = guest_of(vm, corpus, tmp_path / "guest", [str(given)])
+    guest.apply(planned(guest, "hyperv")[0])
+    changes, findings = planned(guest.again(), "vmware")
+    assert services_of(changes) == {"symmpi"}
+    assert {change.fixer for change in changes} == {"windows-boot-storage"}
+    assert [change.path for change in changes if isinstance(change, FileChange)] == [
+        "\\WINDOWS\\system32\\drivers\\symmpi.sys"]
+    assert not [one for one in findings if "disks must be on" in one.what]
+    guest.again().apply(changes)
+    assert boot_closure(guest.again(), TARGETS["vmware"]) == ()
+    for target in TARGETS:
+        assert planned(guest.again(), target)[0] == [], "what is there besides lies idle elsewhere"
+
+
+def test_lsi_logic_without_its_driver_is_said_and_ide_is_taken(corpus: Path, tmp_path: Path) -> None:
+    guest = guest_of(VMS["x64 on VirtualBox"], corpus, tmp_path)
+    said = [one for one in planned(guest, "vmware")[1] if "disks must be on Intel PIIX IDE" in one.what]
+    assert len(said) == 1 and "LSI Logic" in said[0].why
+    assert boot_controller(guest, TARGETS["vmware"]) == "piix-ide"
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "symmpi.sys").write_bytes(VMS["x64 on VirtualBox"].system.file("symmpi.sys"))
+    guest = guest_of(VMS["x64 on VirtualBox"], corpus, tmp_path / "again", [str(given)])
+    assert boot_controller(guest, TARGETS["vmware"]) == "lsi-53c1030"
+
+
+def test_nt4_is_content_with_the_buslogic_it_has_where_atapi_is_nowhere(corpus: Path, tmp_path: Path) -> None:
+    vm = replace(VMS["nt4 on VMware BusLogic"], ide=())
+    guest = guest_of(vm, corpus, tmp_path)
+    changes, findings = planned(guest, "vmware")
+    assert any("disks must be on BusLogic" in one.what for one in findings)
+    assert "buslogic" not in services_of(changes)
+    assert boot_controller(guest, TARGETS["vmware"]) == "buslogic"

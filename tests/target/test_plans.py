@@ -1,0 +1,50 @@
+"""Whole servers planned for every target: what the VM needs is said, and the plan can be kept and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import p2v
+from fixtures.servers import Server
+from p2v import folder, planfile
+from p2v.model import Content, FileChange
+from p2v.target import TARGETS
+
+FORMATS = {  # XP, NT 4
+    "kvm": ("qcow2", "raw"), "proxmox": ("qcow2", "raw"), "vmware": ("vmdk-esx", "vmdk-esx"),
+    "hyperv": ("vhd", "vhd-fixed"), "virtualbox": ("vdi", "vdi-fixed"), "xen": ("vhd", "raw"),
+}
+
+
+def plan_of(server: Server, target: str, folder: Path) -> p2v.Plan:
+    return p2v.plan(server.disks, target=target, output=folder / "web01",
+                    drivers=[server.supplied] if server.supplied else [])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_xp_is_planned_for_it(target: str, xp_server: Server, tmp_path: Path) -> None:
+    check(plan_of(xp_server, target, tmp_path), FORMATS[target][0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nt4_is_planned_for_it(target: str, nt4_fat_server: Server, tmp_path: Path) -> None:
+    plan = plan_of(nt4_fat_server, target, tmp_path)
+    check(plan, FORMATS[target][1])
+    assert plan.machine.cpus == 1
+
+
+def check(plan: p2v.Plan, format: str) -> None:
+    assert [disk.format for disk in plan.disks] == [format]
+    assert plan.machine.controller == "piix-ide"
+    assert any(isinstance(change, FileChange) and change.path.endswith("atapi.sys") for change in plan.changes)
+    by_hand = [finding for finding in plan.findings if "definition" in finding.what]
+    assert len(by_hand) == (0 if folder.definitions(plan) else 1)
+    for finding in by_hand:
+        assert "disk0 on IDE 0:0" in finding.next
+        assert finding.next.split("\n- ")[1] in p2v.render(plan).replace("\n           ", "\n")
+    folder.refuse_errors(plan)
+    contents = {one.digest: one.data for change in plan.changes if isinstance(change, FileChange)
+                for one in (change.before, change.after) if isinstance(one, Content)}
+    assert planfile.from_json(planfile.to_json(plan), contents.__getitem__) == plan
