@@ -6,21 +6,15 @@ known from. A new controller is a new file and its name in a target's CONTROLLER
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
+from p2v import tables
 from p2v.errors import PlanError
 from p2v.model import GuestFacts
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +138,12 @@ class Driver:
         return tuple("pci#ven_{}&dev_{}".format(*pci.lower().split(":")) for pci in self.manifest.pci)
 
     @property
+    def service_names(self) -> tuple[str, ...]:
+        """Its own services, and those that must start at boot besides."""
+        own, needed = self.generation.service, self.generation.needed
+        return (*(one.name for one in own), *(one.name for one in needed))
+
+    @property
     def plug_and_play(self) -> bool:
         """Does Windows ask the CriticalDeviceDatabase for it? NT 4 starts what the registry names."""
         return bool(self.generation.device)
@@ -173,56 +173,19 @@ def load(name: str) -> Manifest:
 
 def parse(text: str, place: str) -> Manifest:
     """A manifest out of TOML. Raises PlanError with the place of what is wrong in it."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _wrong(place, str(error)) from error
-    manifest = _build(Manifest, table, place)
+    manifest = tables.parse(Manifest, text, place, _wrong, {"class": "class_guid"})
     _check(manifest, place)
     return manifest
 
 
 def folder() -> Path:
     """Where the manifests lie: inside the installed package, or at the root of the source tree."""
-    here = Path(__file__).resolve().parent
-    installed = here / "_drivers"
-    return installed if installed.is_dir() else here.parent / "drivers"
+    return tables.folder("drivers")
 
 
 def names() -> tuple[str, ...]:
     """The controllers that have a manifest."""
     return tuple(sorted(path.stem for path in folder().glob("*.toml")))
-
-
-def _build(kind: type[T], table: Mapping[str, Any], place: str) -> T:
-    """A dataclass from a TOML table; each key must be a field, of the field's type."""
-    hints = typing.get_type_hints(kind)
-    spelled = {("class" if name == "class_guid" else name): name for name in hints}
-    for key in table:
-        if key not in spelled:
-            raise _wrong(f"{place}, {key}", "this key is not known here")
-    values = {field: _value(hints[field], table[key], f"{place}, {key}")
-              for key, field in spelled.items() if key in table}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # T is one of our dataclasses
-        if field.default is dataclasses.MISSING and field.name not in values:
-            raise _wrong(f"{place}, {field.name}", "this key is missing")
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, place: str) -> Any:
-    if isinstance(hint, types.GenericAlias):
-        if not isinstance(value, list):
-            raise _wrong(place, "a list is wanted")
-        item = typing.get_args(hint)[0]
-        return tuple(_value(item, one, f"{place} {number}") for number, one in enumerate(value, 1))
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise _wrong(place, "a table is wanted")
-        label = value.get("name") or value.get("id") or value.get("title") or ""
-        return _build(typing.cast(type[Any], hint), value, f"{place} {label}".rstrip())
-    if type(value) is not hint:
-        raise _wrong(place, f"{hint.__name__} is wanted, not {value!r}")
-    return value
 
 
 _PATTERNS = {

@@ -20,7 +20,7 @@ ROOMS: tuple[tuple[str, tuple[str, ...]], ...] = (  # top first; each with the m
               "p2v.checkpoint", "p2v.scan", "p2v.salvage", "p2v.chunks",
               "p2v.comparing", "p2v.twolegs", "p2v.filling", "p2v.coarse")),
     ("formats", ("p2v.formats",)),
-    ("drivers", ("p2v.drivers",)),
+    ("drivers", ("p2v.drivers", "p2v.services", "p2v.tables")),
     ("guest", ("p2v.guest",)),
     ("changes", ("p2v.changes",)),
     ("stage", ("p2v.stage",)),

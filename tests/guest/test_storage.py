@@ -10,7 +10,7 @@ import pytest
 from fixtures import hives, trees
 from p2v.errors import Finding, GuestError, Severity
 from p2v.guest.closure import boot_closure
-from p2v.guest.fixers import boot_ini, boot_storage, crash_control, hive_files, processor_services
+from p2v.guest.fixers import boot_ini, boot_storage, crash_control, hive_files
 from p2v.model import DWord, ExpandText, FileChange, KeyChange, MultiText, Text, ValueChange
 from p2v.testing import DirFiles, DirGuest, check_fixer
 
@@ -141,17 +141,6 @@ def test_nt4_rivals_and_old_miniports(nt4_tree, atapi_folder, edited, piix_targe
     found = values(check_fixer(boot_storage, guest, piix_target))
     off = {name for name, after in found.items() if after == DWord(4) and name.startswith("ControlSet001")}
     assert off == {SERVICES + name + ":Start" for name in ("Atdisk", "aic78xx", "Cpqarray")}
-
-
-def test_processor_services_that_are_there_and_on(xp_tree, edited, piix_target):
-    def edit(hive):
-        hive.set(SERVICES + "AmdK8", Type=DWord(1), Start=DWord(3))
-        hive.set(SERVICES + "P3", Type=DWord(1), Start=DWord(4))
-        hive.set(SERVICES + "gv3", DisplayName=Text("no driver here"))
-
-    found = values(plan(processor_services, edited(xp_tree, edit), piix_target))
-    assert {name for name in found if name.startswith("ControlSet001")} == {
-        SERVICES + name + ":Start" for name in ("AmdK8", "intelppm", "agp440")}
 
 
 @pytest.mark.parametrize(("generation", "flags", "said"), [

@@ -13,11 +13,16 @@ from p2v.guest.fixers import (
     boot_ini,
     boot_sectors,
     boot_storage,
+    class_filters,
     crash_control,
+    disk_checks,
     dissolved_sets,
     hal_kernel,
     hive_files,
-    processor_services,
+    input_devices,
+    instances,
+    services,
+    video,
 )
 from p2v.model import Fixer
 
@@ -29,6 +34,11 @@ FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes
     dissolved_sets,
     hive_files,
     boot_storage,
-    processor_services,
+    instances,
+    services,
+    class_filters,
+    input_devices,
+    video,
     crash_control,
+    disk_checks,
 )
