@@ -47,6 +47,8 @@ def disk(kind: str, **fields: int) -> bytearray:
     backup = {"ntfs": START + LENGTH - 1, "fat32": START + 6}.get(kind)
     if backup:
         data[backup * 512:backup * 512 + 512] = sector
+    if kind == "fat32":
+        data[(START + 12) * 512:(START + 12) * 512 + 4] = b"more"
     return data
 
 
@@ -98,7 +100,8 @@ def test_a_partition_longer_than_its_volume(make, piix_target):
 @pytest.mark.parametrize("size", [LENGTH, 1 << 40, (1 << 64) - 1, 77])
 def test_a_backup_that_is_not_there(make, piix_target, size):
     changes, findings = split(boot_sectors.plan(make(disk("ntfs", size=size)), piix_target))
-    assert [finding.severity for finding in findings] == [Severity.INFO]
+    assert findings[0].severity is Severity.INFO and "backup" in findings[0].what
+    assert [finding.what for finding in findings[1:]] == ["the volume is larger than its partition"][:size > LENGTH]
     assert not any(offset > START * 512 + 0x24 for offset in changes)
 
 
@@ -109,6 +112,8 @@ def test_a_backup_that_is_not_there(make, piix_target, size):
     (lambda data: data.__setitem__(START * 512 + 3, 0x4D), "no boot sector of NTFS or FAT", "error"),
     (lambda data: data.__setitem__(START * 512 + 0x0C, 8), "does not count in 512-byte sectors", "error"),
     (lambda data: data.__setitem__(START * 512 + 0x100, 0), "does not name ntldr", "warning"),
+    (lambda data: data.__setitem__(slice(0x180, 0x184), b"GRUB"), "first sector is GRUB", "warning"),
+    (lambda data: data.__setitem__(START * 512 + 0x50, 9), "and its backup differ", "info"),
 ])
 def test_what_stops_the_boot_is_said(make, piix_target, spoil, said, severity):
     data = disk("ntfs")
@@ -151,3 +156,27 @@ def test_logical_partitions_too(make, piix_target):
 @pytest.mark.parametrize("sector", [b"", bytes(511), bytes(512), b"\xff" * 512, bytes(510) + b"\x55\xaa"])
 def test_no_boot_sector(sector):
     assert boot_sector_kind(sector) == ""
+
+
+def test_a_lost_boot_sector_whose_copy_is_whole(make, piix_target):
+    data = disk("ntfs")
+    data[START * 512:START * 512 + 512] = bytes(512)
+    _, findings = split(boot_sectors.plan(make(data), piix_target))
+    assert f"a copy of the sector lies at byte {(START + LENGTH - 1) * 512:#x}" in findings[-1].next
+
+
+def test_fat32_code_without_its_second_part(make, piix_target):
+    data = disk("fat32")
+    data[(START + 12) * 512:(START + 12) * 512 + 4] = bytes(4)
+    _, findings = split(boot_sectors.plan(make(data), piix_target))
+    assert [finding.what for finding in findings] == ["the second part of the boot code is empty"]
+    assert findings[0].where.offset == (START + 12) * 512
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("fat32", 0x41), ("fat16", 0x25)])
+def test_a_dirty_mark_stays_and_is_no_difference(make, piix_target, kind, mark):
+    """NT sets it beside the drive number while it has the volume open, in the first copy only."""
+    data = disk(kind)
+    data[START * 512 + mark] = 1
+    changes, findings = split(check_fixer(boot_sectors, make(data), piix_target))
+    assert findings == [] and not any(START * 512 + mark in range(at, at + len(new)) for at, new in changes.items())

@@ -20,6 +20,8 @@ GPT_PROTECTIVE = 0xEE
 FIRST_DISK = 0x80  # INT 13h
 SIGNATURE = b"\x55\xaa"
 CODE_SECTORS = 16  # the boot code of NTFS
+MORE_CODE = 12  # sector of a FAT32 volume in which NT's boot code goes on
+BOOT_MANAGERS = {b"GRUB": "GRUB", b"LILO": "LILO", b"SYSLINUX": "SYSLINUX"}
 
 
 def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:  # noqa: ARG001  # the protocol's
@@ -77,6 +79,13 @@ def _master(source: Source, sector: bytes) -> Iterator[Finding]:
     elif not any(sector[:0x1B8]):
         yield _error(source, 0, "the boot disk has no boot code in its first sector",
                      "the VM would show a cursor and nothing else", "write standard MBR code (fixmbr)")
+    else:
+        for sign, name in BOOT_MANAGERS.items():
+            if sign in sector[:0x1B8]:
+                yield Finding(f"the code in the boot disk's first sector is {name}", Where(source.name, 0, 0x1B8),
+                              "it starts what it was installed for, by addresses that it keeps itself, and not just "
+                              "the active partition",
+                              "run fixmbr on the server, if the VM does not reach Windows", Severity.WARNING, NAME)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -91,7 +100,8 @@ def _boot_sector(guest: Guest, partition: Partition) -> Iterator[Change | Findin
     kind = boot_sector_kind(sector)
     if kind == "":
         yield _error(source, partition.offset, "the active partition has no boot sector of NTFS or FAT",
-                     "the boot would end with Missing operating system", "run fixboot on the server")
+                     "the boot would end with Missing operating system",
+                     f"run fixboot on the server{_spare(guest, partition)}")
         return
     if struct.unpack_from("<H", sector, 0x0B)[0] != SECTOR:
         yield _error(source, partition.offset + 0x0B, "the boot sector does not count in 512-byte sectors",
@@ -101,12 +111,41 @@ def _boot_sector(guest: Guest, partition: Partition) -> Iterator[Change | Findin
     geometry = target_geometry(source.size)
     yield from _fields(guest, partition, partition.offset, kind, geometry, "the boot sector")
     yield from _backup(guest, partition, sector, kind, geometry)
+    yield from _size(source, partition, sector, kind)
     length = min(CODE_SECTORS * SECTOR, source.size - partition.offset)
     code = guest.read_bytes(partition.disk, partition.offset, length)
     if not _names_ntldr(code):
         yield Finding("the boot sector does not name ntldr", Where(source.name, partition.offset, length),
                       "its code starts another system, or none; partitions formatted by DOS or Linux do so",
                       "run fixboot on the server if the VM does not start", Severity.WARNING, NAME)
+    elif kind == "fat32" and not any(code[MORE_CODE * SECTOR:(MORE_CODE + 1) * SECTOR]):
+        yield Finding("the second part of the boot code is empty",
+                      Where(source.name, partition.offset + MORE_CODE * SECTOR, SECTOR),
+                      "NT's boot code of FAT32 goes on in the volume's sector 12",
+                      "run fixboot on the server if the VM shows a cursor and nothing else", Severity.WARNING, NAME)
+
+
+def _spare(guest: Guest, partition: Partition) -> str:
+    """Where a whole copy of a lost boot sector lies, in words; "" where there is none."""
+    source = guest.disks[partition.disk]
+    places = [partition.offset + partition.length - SECTOR, partition.offset + 6 * SECTOR]  # NTFS, FAT32
+    for place in places:
+        if place + SECTOR <= source.size and boot_sector_kind(guest.read_bytes(partition.disk, place, SECTOR)):
+            return f"; a copy of the sector lies at byte {place:#x}"
+    return ""
+
+
+def _size(source: Source, partition: Partition, sector: bytes, kind: str) -> Iterator[Finding]:
+    """The volume must not be larger than its partition."""
+    if kind == "ntfs":
+        total = int(struct.unpack_from("<Q", sector, 0x28)[0])
+    else:
+        total = struct.unpack_from("<H", sector, 0x13)[0] or struct.unpack_from("<I", sector, 0x20)[0]
+    if total * SECTOR > partition.length:
+        yield Finding("the volume is larger than its partition", Where(source.name, partition.offset, SECTOR),
+                      f"{total} sectors against {partition.length // SECTOR}; what lies past the end may be another's",
+                      "check on the server that the volume is whole (chkdsk), and that all of the disk was given",
+                      Severity.WARNING, NAME)
 
 
 def boot_sector_kind(sector: bytes) -> str:
@@ -147,13 +186,27 @@ def _backup(guest: Guest, partition: Partition, sector: bytes, kind: str,
     place = partition.offset + number * SECTOR
     source = guest.disks[partition.disk]
     inside = number > 0 and place + SECTOR <= min(partition.offset + partition.length, source.size)
-    if inside and boot_sector_kind(guest.read_bytes(partition.disk, place, SECTOR)) == kind:
+    copy = guest.read_bytes(partition.disk, place, SECTOR) if inside else b""
+    if boot_sector_kind(copy) == kind:
         yield from _fields(guest, partition, place, kind, geometry, "the backup boot sector")
+        if _lasting(copy, kind) != _lasting(sector, kind):
+            yield Finding("the boot sector and its backup differ", Where(source.name, place, SECTOR),
+                          "in more than geometry and marks; nothing boots from the backup",
+                          "nothing: the boot sector itself is used", Severity.INFO, NAME)
     elif number not in (0, 0xFFFF):
         where = Where(source.name, place, SECTOR) if inside else Where(source.name, partition.offset, SECTOR)
         yield Finding("the backup boot sector is not where it should be", where,
                       "NT 3.51 kept it in the middle of the volume; nothing boots from it",
                       "nothing: the boot sector itself is set right", Severity.INFO, NAME)
+
+
+def _lasting(sector: bytes, kind: str) -> bytes:
+    """A boot sector without geometry, drive, and the marks of a dirty volume that FAT keeps beside the drive."""
+    drive = 0x40 if kind == "fat32" else 0x24
+    kept = bytearray(sector)
+    kept[0x18:0x20] = bytes(8)
+    kept[drive:drive + 2] = bytes(2)
+    return bytes(kept)
 
 
 def _names_ntldr(code: bytes) -> bool:
