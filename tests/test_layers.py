@@ -30,7 +30,7 @@ SEES_ALL = ("p2v", "p2v.planning", "p2v.editing", "p2v.conversion", "p2v.folder"
             "p2v.inplace", "p2v.cli", "p2v.planfile", "p2v.rendering", "p2v.rundir", "p2v.testing",
             "p2v.arranging", "p2v.collapse", "p2v.drawing", "p2v.inspecting", "p2v.newtable", "p2v.pairing",
             "p2v.keeping", "p2v.imaging", "p2v.diskcopy", "p2v.losses", "p2v.outlets", "p2v.owners",
-            "p2v.places", "p2v.record", "p2v.refresh", "p2v.choosing", "p2v.evidence")
+            "p2v.matrix", "p2v.places", "p2v.record", "p2v.refresh", "p2v.choosing", "p2v.evidence")
 
 
 def module_name(path: Path) -> str:
