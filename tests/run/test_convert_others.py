@@ -79,8 +79,8 @@ def test_nt52_with_a_bad_sector_beside_the_edits(
     honest = planning.open_source
     bad = Range(5 * 512, 512)
 
-    def failing(path: str | Path, format: str | None = None) -> planning.Source:
-        source = honest(path, format)
+    def failing(path: str | Path, format: str | None = None, **words: bool) -> planning.Source:
+        source = honest(path, format, **words)
         return FaultySource(source, [bad]) if Path(path) == server.disks[0] else source
 
     monkeypatch.setattr(planning, "open_source", failing)

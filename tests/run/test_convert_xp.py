@@ -187,7 +187,8 @@ def test_verify_reads_the_source_again(run: Run, monkeypatch: pytest.MonkeyPatch
     at = run.disk.read_bytes().find(kernel[:4096]) + 100
     assert at > 100
     honest = planning.open_source
-    monkeypatch.setattr(planning, "open_source", lambda path, format=None: Changed(honest(path, format), at))
+    monkeypatch.setattr(planning, "open_source",
+                        lambda path, format=None, **words: Changed(honest(path, format, **words), at))
     with pytest.raises(MismatchError, match="not what was copied") as error:
         p2v.verify(run.folder, source=True)
     assert error.value.where.offset == at // (1 << 20) << 20

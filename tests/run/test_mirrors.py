@@ -17,8 +17,9 @@ from fixtures.ldmserver import LdmServer
 from p2v import arranging
 from p2v.arranging import Arranged
 from p2v.drawing import svg
-from p2v.errors import DriftError, PlanError, Severity, Unsupported
+from p2v.errors import DriftError, PlanError, Severity, Unsupported, Where
 from p2v.filesystem import examine, open_files
+from p2v.filesystem.hit import file_extents
 from p2v.model import GuestFiles, Range, Source, read
 from p2v.planfile import contents, from_json, to_json
 from p2v.rendering import render_inspection
@@ -210,3 +211,18 @@ def test_inspect_does_not_send_into_a_plan_that_stops(tmp_path: Path) -> None:
     twin = tmp_path / "copy.img"
     twin.write_bytes(server.disks[0].read_bytes())
     assert "next: what STOPS, see above; then p2v plan" in render_inspection(p2v.inspect([server.disks[0], twin]))
+
+
+def test_a_disk_put_together_is_not_rescued_with_one_disk_into_it(tmp_path: Path) -> None:
+    """D: comes from disk 1: ddrescue of disk 0 into the image would fill its holes from the stale leg."""
+    server = mirrors.BUILDERS["ldm-mirror-mixed"](tmp_path / "server")
+    with arranged(server) as made:
+        (_, volume) = find_volumes(made.disks).volumes
+        files = file_extents(volume.source, examine(volume.source))
+        first = next(places[0] for path, places in files if path == "\\$UpCase" and places)
+    hole = Range(server.assemblies[1].parts[1].offset + first.offset, 512)
+    with failing({server.disks[1]: (hole,)}):
+        result = p2v.image(server.disks, tmp_path / "vm.raw", layout="collapse")
+    lost = [finding for finding in result.findings if "cannot be read" in finding.what]
+    assert [finding.where for finding in lost] == [Where(str(server.disks[1]), hole.offset, hole.length)]
+    assert "ddrescue" not in lost[0].next and "--compare" in lost[0].next

@@ -558,8 +558,8 @@ def test_free_space_is_believed_only_where_the_table_agrees(tmp_path: Path, xp_s
             file.seek(0x1BE + 4)
             file.write(bytes([type]))
         with planning.opened([disk]) as disks:
-            (filesystem,) = planning.view(disks).filesystems.values()
-        assert bool(filesystem.free) is believed, hex(type)
+            filesystems = planning.view(disks).filesystems.values()
+        assert any(filesystem.free for filesystem in filesystems) is believed, hex(type)
 
 
 def test_a_boot_ini_that_is_no_text_is_not_read(xp_guest: object, xp_tree: Path) -> None:
