@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from p2v.errors import GuestError, Where
-from p2v.guest.piped import piped
+from p2v.guest.piped import piped, streamed
 
 LISTING_LIMIT = 8 << 20  # bytes; driver.cab of XP has some 3000 members, 60 bytes each
 PARTS = 64  # of one set
 HEAD = 1 << 16  # bytes in which the names of a part's neighbours lie
+WHOLE_LIMIT = 1 << 30  # bytes of all members; driver.cab of 2003 has 250 MB
+_PROGRAM = ("cabextract", "driver files lie in cabinets")
 _MEMBER = re.compile(r"\s*(\d{1,12}) \| [\d.]+ [\d:]+ \| (.+)")
 _HAS_PREVIOUS, _HAS_NEXT, _HAS_RESERVE = 1, 2, 4
 _GLOB = re.compile(r"([*?\[\]\\])")
@@ -31,6 +33,25 @@ class Cabinet:
         self._where = where
         self._missing = tuple(missing)
         self._sizes: dict[str, list[int]] | None = None
+        self._order: list[tuple[str, int]] = []
+        self._ready: dict[str, bytes] = {}
+
+    def expect(self, names: Collection[str], limit: int) -> None:
+        """Members of these names will be wanted: the cabinet is unpacked once for all of them, and not for each.
+
+        Nothing is promised: where this fails, members() unpacks each, and says what is wrong. Raises GuestError
+        for a damaged listing, MissingTool.
+        """
+        sizes = self.listing()
+        wanted = {path for path, found in sizes.items() if path.rpartition("/")[2] in names
+                  and len(found) == 1 and found[0] <= limit and path not in self._ready}
+        total = sum(size for _, size in self._order)
+        if len(wanted) < 2 or total > WHOLE_LIMIT:
+            return
+        taken = _Taken(self._order, wanted)
+        status = streamed(["cabextract", "-q", "-s", "-p", "--", *map(str, self._parts)], total, *_PROGRAM, taken.add)
+        if not status and taken.at == total:  # else a damaged member has moved those behind it
+            self._ready.update({path: bytes(data) for path, data in taken.found.items()})
 
     def members(self, name: str, limit: int) -> Iterator[tuple[str, bytes]]:
         """(path inside, content) of each file of that name, in whatever folder of the cabinet.
@@ -54,16 +75,21 @@ class Cabinet:
         """Path in lower case, with / between folders → the sizes of the members that have it."""
         if self._sizes is None:
             sizes: dict[str, list[int]] = {}
+            self._order.clear()
             for line in self._run(["-l"], LISTING_LIMIT).decode("utf-8", "replace").splitlines():
                 found = _MEMBER.fullmatch(line)
                 if found:
-                    sizes.setdefault(found[2].replace("\\", "/").lower(), []).append(int(found[1]))
+                    path = found[2].replace("\\", "/").lower()
+                    sizes.setdefault(path, []).append(int(found[1]))
+                    self._order.append((path, int(found[1])))
             self._sizes = sizes
         return self._sizes
 
     def _read(self, path: str, sizes: Sequence[int], limit: int) -> bytes:
         if len(sizes) > 1 or sizes[0] > limit:
             raise self._bad(f"{path} is there {len(sizes)} times, with {max(sizes)} bytes")
+        if path in self._ready:
+            return self._ready[path]
         data = self._run(["-p", "-F", _GLOB.sub(r"[\1]", path)], sizes[0])
         if len(data) != sizes[0]:
             raise self._bad(f"{path} should have {sizes[0]} bytes and has {len(data)} or more")
@@ -72,8 +98,7 @@ class Cabinet:
     def _run(self, arguments: Sequence[str], limit: int) -> bytes:
         """What cabextract prints, at most limit bytes and one more."""
         # -s: of a set, only the parts named here are opened
-        data, status = piped(["cabextract", "-q", "-s", *arguments, "--", *map(str, self._parts)], limit,
-                             "cabextract", "driver files lie in cabinets")
+        data, status = piped(["cabextract", "-q", "-s", *arguments, "--", *map(str, self._parts)], limit, *_PROGRAM)
         if status and len(data) <= limit:
             raise self._bad(f"cabextract ended with status {status}")
         return data
@@ -81,6 +106,27 @@ class Cabinet:
     def _bad(self, why: str) -> GuestError:
         missing = f"; parts of its set that are not there: {', '.join(self._missing)}" if self._missing else ""
         return GuestError("a cabinet cannot be used", self._where, why + missing, "hand in the file with --drivers DIR")
+
+
+class _Taken:
+    """Picks the wanted members out of all, as they come one behind the other."""
+
+    def __init__(self, order: Sequence[tuple[str, int]], wanted: Collection[str]) -> None:
+        self.at = 0
+        self.found: dict[str, bytearray] = {path: bytearray() for path, _ in order if path in wanted}
+        self._todo: list[tuple[int, int, str]] = []
+        start = 0
+        for path, size in order:
+            if path in wanted:
+                self._todo.append((start, start + size, path))
+            start += size
+
+    def add(self, piece: bytes) -> None:
+        end = self.at + len(piece)
+        for start, stop, path in self._todo:
+            if start < end and stop > self.at:
+                self.found[path] += piece[max(start - self.at, 0) : stop - self.at]
+        self.at = end
 
 
 def neighbours(head: bytes) -> tuple[str, str]:

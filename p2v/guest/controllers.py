@@ -61,6 +61,7 @@ def options(controllers: Sequence[str], guest: Guest, media: Media) -> tuple[Opt
     driver for this Windows exists; PlanError for a wrong manifest.
     """
     best(controllers, guest)
+    media.expect(file for driver in drivers.serving(controllers, guest.facts) for file in driver.generation.file)
     found = [examine(driver, media) for driver in drivers.serving(controllers, guest.facts)]
     complete = tuple(option for option in found if not option.missing)
     if not complete:
@@ -115,7 +116,9 @@ def available(guest: Guest) -> list[tuple[Manifest, Evidence]]:
     """Every controller that p2v knows, and what this guest has for it: what `inspect` shows. Reads the guest."""
     with Media(guest) as media:
         bindings = _bindings(guest)
-        return [(drivers.load(name), _evidence(guest, drivers.load(name), media, bindings)) for name in drivers.names()]
+        names = drivers.names()
+        media.expect(file for driver in drivers.serving(names, guest.facts) for file in driver.generation.file)
+        return [(drivers.load(name), _evidence(guest, drivers.load(name), media, bindings)) for name in names]
 
 
 def _evidence(guest: Guest, manifest: Manifest, media: Media, bindings: dict[str, tuple[str, str]]) -> Evidence:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -73,6 +73,7 @@ class Media:
         self._given: HandedIn | None = None
         self._unreadable: list[str] = []
         self._chosen: dict[DriverFile, Choice | GuestError] = {}
+        self._expected: frozenset[str] = frozenset()
         self.findings: list[Finding] = []
 
     def __enter__(self) -> Self:
@@ -82,6 +83,10 @@ class Media:
         if self._given is not None:
             self._given.close()
         self._folder.cleanup()
+
+    def expect(self, files: Iterable[DriverFile]) -> None:
+        """These will be asked for: a cabinet is then unpacked once for all that are not in place."""
+        self._expected |= {file.name for file in files if self.installed(file) is None}
 
     def choose(self, wanted: DriverFile) -> Choice:
         """The copy of a driver file to use.
@@ -244,6 +249,7 @@ class Media:
             self._cabinets[folder] = list(self._open(folder))
         for where, cabinet in self._cabinets[folder]:
             try:
+                cabinet.expect(self._expected, FILE_LIMIT)
                 for path, data in cabinet.members(name, FILE_LIMIT):
                     yield Copy(f"{where}: {path}", data)
             except GuestError as error:

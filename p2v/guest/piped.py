@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from p2v.errors import MissingTool
 
 SECONDS = 120  # a whole driver.cab of XP (70 MB) takes cabextract 3
+PIECE = 1 << 20  # bytes
 
 
 def piped(command: Sequence[str], limit: int, package: str, why: str) -> tuple[bytes, int]:
@@ -18,6 +19,13 @@ def piped(command: Sequence[str], limit: int, package: str, why: str) -> tuple[b
     package: where the program is from; why: what it is needed for. A program that hangs is stopped after
     SECONDS. Raises MissingTool.
     """
+    data = bytearray()
+    status = streamed(command, limit, package, why, data.extend)
+    return bytes(data), status
+
+
+def streamed(command: Sequence[str], limit: int, package: str, why: str, take: Callable[[bytes], object]) -> int:
+    """The same, piece by piece. Returns the exit status."""
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C.UTF-8"})
@@ -28,10 +36,12 @@ def piped(command: Sequence[str], limit: int, package: str, why: str) -> tuple[b
     try:
         with process:
             assert process.stdout is not None
-            data = process.stdout.read(limit + 1)
-            if len(data) > limit:
+            left = limit + 1
+            while left and (piece := process.stdout.read(min(left, PIECE))):
+                take(piece)
+                left -= len(piece)
+            if not left:
                 process.kill()
-            status = process.wait()
+            return process.wait()
     finally:
         timer.cancel()
-    return data, status

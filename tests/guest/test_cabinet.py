@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 
 import pytest
@@ -89,6 +90,34 @@ def test_cabextract_is_missing(opened, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingTool, match="cabextract"):
         member(opened(b""), "atapi.sys")
+
+
+def test_several_members_in_one_go(opened, needs, monkeypatch):
+    needs("gcab")
+    files = {f"f{number}.sys": bytes([number]) * (number * 1000) for number in range(60)}
+    cab = opened(cabinet(files))
+    cab.expect({"f59.sys", "f7.sys", "f8.sys", "f0.sys", "none.sys"}, MIB)
+    monkeypatch.setenv("PATH", "")  # nothing is unpacked a second time
+    for number in (59, 7, 8, 0):
+        assert member(cab, f"f{number}.sys") == files[f"f{number}.sys"]
+    with pytest.raises(MissingTool):
+        member(cab, "f9.sys")
+
+
+def test_a_damaged_member_moves_nothing(opened, needs):
+    """What comes behind a member that cannot be unpacked is not taken for what it is not."""
+    needs("gcab")
+    noise = random.Random(1)
+    files = {f"f{number}.sys": noise.randbytes(50000) for number in range(4)}
+    data = bytearray(cabinet(files))
+    data[90000] ^= 0xFF
+    cab = opened(bytes(data))
+    cab.expect(set(files), MIB)
+    for name, whole in files.items():
+        try:
+            assert member(cab, name) == whole
+        except GuestError as error:
+            assert "cabinet cannot be used" in error.what
 
 
 def test_members_in_folders(opened, needs):
