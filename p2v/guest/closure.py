@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from p2v.drivers import Driver
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import controllers, pe
+from p2v.guest import controllers, devices, pe
 from p2v.guest.facts import number
 from p2v.guest.pe import Program
 from p2v.model import SECTOR, Guest, Target, read
@@ -172,7 +172,11 @@ class _Walk:
         for id, row in rows.items():
             if not id.startswith("pci#") and not id.startswith("*") and not self._row_starts(f"{database}\\{id}"):
                 yield self._finding(f"no boot-start service is bound to {id}", f"{database}\\{id}", row.why)
-        yield from self._instances()
+        said = set()
+        for finding in self._instances():
+            said.add(finding.where.item)
+            yield finding
+        yield from (finding for finding in self._switched_off() if finding.where.item not in said)
 
     def _row_starts(self, key: str) -> bool:
         service = self.hive.value(key, "Service")
@@ -198,6 +202,14 @@ class _Walk:
                     yield self._finding(
                         "the target's controller was installed here before, and is off", key,
                         "Windows trusts this instance and does not ask the database: 0x7B")
+
+    def _switched_off(self) -> Iterator[Finding]:
+        """Controllers and IDE channels whose instance is off, in Enum or in a hardware profile."""
+        places = tuple(devices.seats(self.driver))
+        for key, name, _, profile in devices.switched_off(self.hive, self.set.rstrip("\\"), places):
+            place = f"the hardware profile {profile}" if profile else "Enum"
+            yield self._finding(f"a device that the VM starts from is off in {place}", key,
+                                f"bit 0 of {name} is set: Windows does not start it, 0x7B")
 
     def _by_ports(self) -> Iterator[Finding]:
         """NT 4: the driver finds its ports by itself; nothing else may claim them."""

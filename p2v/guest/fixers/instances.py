@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from p2v import drivers
 from p2v.drivers import Driver
 from p2v.errors import Finding
-from p2v.guest import controllers
+from p2v.guest import controllers, devices
 from p2v.guest.facts import number
 from p2v.guest.fixers.edits import Edits
 from p2v.guest.media import Media
@@ -20,8 +20,6 @@ from p2v.model import Change, DWord, Family, Guest, Target, Text
 
 NAME = "device-instances"
 BOOT = 0
-OFF = 1  # bit of ConfigFlags and of CSConfigFlags
-PROFILES = "Hardware Profiles"
 WHY = "the VM starts from this device, and it was switched off here: 0x7B"
 
 
@@ -31,47 +29,15 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:
         return
     edits = Edits(guest, NAME)
     serving = tuple(drivers.serving(target.CONTROLLERS, guest.facts))
+    places = tuple(seat for driver in serving for seat in devices.seats(driver))
     fitted: tuple[Driver, ...] | None = None
     for control_set in guest.facts.control_sets:
-        seats = tuple(_seats(serving))
-        enum = f"{control_set}\\Enum"
-        for key in _instances(edits, enum, seats):
-            yield from _on(edits, key, "ConfigFlags", WHY)
-        for profile in edits.tree.subkeys(f"{control_set}\\{PROFILES}"):
-            there = f"{control_set}\\{PROFILES}\\{profile}\\System\\CurrentControlSet\\Enum"
-            for key in _instances(edits, there, seats):
-                yield from _on(edits, key, "CSConfigFlags", f"{WHY}, in the hardware profile {profile}")
-        if fitted is None and any(driver.plug_and_play for driver in serving) and _lost(edits, control_set, serving):
+        for key, name, flags, profile in devices.switched_off(edits.tree, control_set, places):
+            why = f"{WHY}, in the hardware profile {profile}" if profile else WHY
+            yield from edits.value(key, name, DWord(flags & ~devices.OFF), why)
+        if fitted is None and _lost(edits, control_set, serving):
             fitted = _fitted(guest, target)
         yield from _bound(edits, control_set, fitted or ())
-
-
-def _seats(serving: Sequence[Driver]) -> Iterator[tuple[str, str]]:
-    """(bus, how the device's id begins): where instances of what the VM starts from lie below Enum."""
-    for driver in serving:
-        for id in driver.device_ids:
-            yield "PCI", id.removeprefix("pci#")
-        for service in driver.generation.service:
-            yield "Root", f"legacy_{service.name.lower()}"
-        if any(row.id.endswith("_ide_channel") for row in driver.generation.device):
-            yield "PCIIDE", "idechannel"
-
-
-def _instances(edits: Edits, enum: str, seats: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Keys of the instances below an Enum, each once."""
-    for bus in dict.fromkeys(bus for bus, _ in seats):
-        starts = tuple(start for each, start in seats if each == bus)
-        for device in edits.tree.subkeys(f"{enum}\\{bus}"):
-            name = device.lower()
-            if name in starts or (bus != "Root" and name.startswith(starts)):
-                for instance in edits.tree.subkeys(f"{enum}\\{bus}\\{device}"):
-                    yield f"{enum}\\{bus}\\{device}\\{instance}"
-
-
-def _on(edits: Edits, key: str, name: str, why: str) -> Iterator[Change]:
-    flags = number(edits.tree, key, name)
-    if flags is not None and flags & OFF:
-        yield from edits.value(key, name, DWord(flags & ~OFF), why)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -88,12 +54,11 @@ def _fitted(guest: Guest, target: Target) -> tuple[Driver, ...]:
 def _lost(edits: Edits, control_set: str, serving: Sequence[Driver]) -> bool:
     """Is there an installed instance of a controller whose service would not start?"""
     return any(not _starts(edits, control_set, key, serving) for driver in serving
-               for key in _installed(edits, control_set, driver))
+               if driver.plug_and_play for key in _installed(edits, control_set, driver))
 
 
 def _installed(edits: Edits, control_set: str, driver: Driver) -> Iterator[str]:
-    seats = [("PCI", id.removeprefix("pci#")) for id in driver.device_ids]
-    for key in _instances(edits, f"{control_set}\\Enum", seats):
+    for key in devices.instances(edits.tree, f"{control_set}\\Enum", tuple(devices.controller_seats(driver))):
         if edits.tree.value(key, "ClassGUID") is not None:
             yield key
 
