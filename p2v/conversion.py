@@ -296,7 +296,7 @@ def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding
     return tuple(
         Finding(
             f"{sum(bad.length for bad in report.bad)} bytes in {len(report.bad)} range(s) are unreadable",
-            Where(disk.path, report.bad[0].offset, report.bad[0].length),
+            _origin(plan, disk, report.bad[0]),
             "they are zeroes in the image: files or free space there have lost that content",
             RESTORE if disk.pieces else planning.RESCUE_FIRST,
             Severity.WARNING,
@@ -304,6 +304,15 @@ def bad_findings(plan: Plan, reports: Mapping[str, CopyReport]) -> tuple[Finding
         for disk in plan.disks
         if (report := reports[disk.id]).bad
     )
+
+
+def _origin(plan: Plan, disk: DiskPlan, bad: Extent) -> Where:
+    """Where bytes of an image lie on the server's disks: what is put together has them at other places."""
+    paths = {source.id: source.path for source in plan.sources}
+    for piece in disk.pieces:
+        if piece.source and piece.offset <= bad.offset < piece.end:
+            return Where(paths.get(piece.source, piece.source), piece.at + bad.offset - piece.offset, bad.length)
+    return Where(disk.path, bad.offset, bad.length)
 
 
 def verify_changes(plan: Plan, run: RunDir, progress: Progress = no_progress) -> None:

@@ -10,6 +10,7 @@ from p2v.copy import CopyReport
 from p2v.errors import Finding, P2VError, Severity, Where
 from p2v.keeping import Job
 from p2v.model import Extent, ImageFormat, Range, Source
+from p2v.source.assembled import Assembled
 from p2v.volume import Layout
 
 RANGES = 40  # that could not be read and are told one by one
@@ -22,7 +23,9 @@ def losses(source: Source, job: Job, report: CopyReport, chart: Path, disk: str)
     again = "to try again: the same command with another -o and --retries 3"
     if chart.exists():
         again = "to try again: the same command with --resume --retries 3"
-        if job.form.NAME == "raw":
+        if isinstance(source, Assembled):  # no byte of a disk needs to be at the same place in the image
+            again += "; with --compare and another -o, what the other leg of a mirror in step has is taken from there"
+        elif job.form.NAME == "raw":
             again += f"; or ddrescue -d -r3 {source.name} {job.path} {chart}, and then the same command with --resume"
     yield from ranges(source, report.bad, again)
     yield from files_lost(job.form, job.path, [Range(e.offset, e.length) for e in report.bad], disk)
@@ -30,7 +33,8 @@ def losses(source: Source, job: Job, report: CopyReport, chart: Path, disk: str)
 
 def ranges(source: Source, bad: Sequence[Extent], again: str) -> Iterator[Finding]:
     for extent in bad[:RANGES]:
-        yield Finding(f"{extent.length} bytes cannot be read", Where(source.name, extent.offset, extent.length),
+        place = source.origin(extent.offset) if isinstance(source, Assembled) else (source.name, extent.offset)
+        yield Finding(f"{extent.length} bytes cannot be read", Where(*place, extent.length),
                       "they are zeroes in the image", again, Severity.WARNING)
     if len(bad) > RANGES:
         lost = sum(extent.length for extent in bad[RANGES:])

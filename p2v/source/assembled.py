@@ -79,6 +79,11 @@ class Assembled:
             done += len(target)
             index += 1
 
+    def origin(self, offset: int) -> tuple[str, int]:
+        """What a byte is read from, and where in that: a disk, or a volume over several disks."""
+        part = self._pieces[bisect_right(self._starts, offset) - 1].part
+        return (part.source.name, part.at + offset - part.offset) if part.source else (self.name, offset)
+
     def extents(self) -> Iterator[Extent]:
         """The sources' own; a patch is DATA."""
         patches = iter(self._patches)
