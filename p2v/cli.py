@@ -87,7 +87,8 @@ def common(command: Command) -> Command:
 def planned(command: Command) -> Command:
     """The options of every command that makes a plan."""
     for option in reversed((
-        click.option("--target", default="kvm", show_default=True, help="Where the guest will run."),
+        click.option("--target", default="kvm", show_default=True,
+                     help="Where the guest will run: kvm, proxmox, vmware, hyperv, virtualbox or xen."),
         click.option("--drivers", multiple=True, type=PATH, metavar="PATH",
                      help="Driver files that the guest lacks: a folder, ISO, cabinet or diskette image; repeatable."),
         click.option("--source-format", metavar="NAME", help="Format of the disks (else by name: raw, *.vmdk …)."),

@@ -65,9 +65,9 @@ def services_of(changes: Sequence[Change]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", VMS)
-def test_a_vm_moves_to_every_target_and_a_second_plan_is_empty(name: str, corpus: Path, tmp_path: Path) -> None:
+def test_a_vm_moves_from_target_to_target_and_a_second_plan_is_empty(name: str, corpus: Path, tmp_path: Path) -> None:
     guest = guest_of(VMS[name], corpus, tmp_path)
-    for target in TARGETS:
+    for target in ("kvm", "vmware", "hyperv"):  # most controllers, another order, fewest
         changes, findings = planned(guest, target)
         stops = [one for one in findings if one.severity is Severity.ERROR and one.fixer != "boot-sectors"]
         assert not stops, "apart from the made-up disk, which has no boot code"
@@ -114,7 +114,7 @@ def test_another_target_after_an_adapt_plans_only_the_difference(corpus: Path, t
     assert not [one for one in findings if "disks must be on" in one.what]
     guest.again().apply(changes)
     assert boot_closure(guest.again(), TARGETS["vmware"]) == ()
-    for target in TARGETS:
+    for target in ("hyperv", "vmware"):
         assert planned(guest.again(), target)[0] == [], "what is there besides lies idle elsewhere"
 
 

@@ -35,6 +35,35 @@ def test_nt4_is_planned_for_it(target: str, nt4_fat_server: Server, tmp_path: Pa
     assert plan.machine.cpus == 1
 
 
+class Seen(Exception):
+    """Stops an adapt when its plan was shown."""
+
+
+def test_adapt_plans_for_the_target_that_is_named(xp_server: Server, tmp_path: Path) -> None:
+    shown: list[p2v.Plan] = []
+
+    def show(plan: p2v.Plan) -> None:
+        shown.append(plan)
+        raise Seen
+
+    with pytest.raises(Seen):
+        p2v.adapt(xp_server.disks, target="hyperv", run_folder=tmp_path / "run", on_plan=show)
+    plan, = shown
+    assert plan.target == "hyperv" and plan.machine.name == "disk0"
+    assert [disk.file for disk in plan.machine.disks] == [str(xp_server.disks[0])]
+    assert [one.what for one in plan.findings if "hyperv" in one.what] == [
+        "p2v does not write a VM definition for hyperv yet"]
+
+
+def test_the_command_names_every_target() -> None:
+    from click.testing import CliRunner
+
+    from p2v.cli import main
+
+    said = CliRunner().invoke(main, ["plan", "--help"]).output
+    assert all(name in said for name in TARGETS)
+
+
 def check(plan: p2v.Plan, format: str) -> None:
     assert [disk.format for disk in plan.disks] == [format]
     assert plan.machine.controller == "piix-ide"
