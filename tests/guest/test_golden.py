@@ -24,7 +24,8 @@ from tests.guest.conftest import opened
 CASES = Path(__file__).parents[2] / "fixtures" / "guest"
 SERVERS = {"xp-dell": "xp_server", "xp-x64": "x64_server", "nt4-ntfs": "nt4_server",
            "nt4-fat16": "nt4_fat_server", "nt4-proliant": "proliant_server",
-           "w2000-poweredge-synthesised": "poweredge_server", "w2003-xseries": "xseries_server"}
+           "w2000-poweredge-synthesised": "poweredge_server", "w2003-xseries": "xseries_server",
+           "xp-fat32": "fat32_server"}
 
 
 @pytest.fixture(scope="module", params=SERVERS)
