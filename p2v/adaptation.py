@@ -18,6 +18,8 @@ from p2v.formats import FORMATS, QEMU_DRIVERS
 from p2v.model import Cancel, Change, DiskPlan, Plan, Progress, State, no_progress
 from p2v.rundir import RunDir, load_json, save_json
 from p2v.source.nbd import allocated
+from p2v.target import target_named
+from p2v.target.byhand import not_taken
 
 STREAM_HEAD = 64 << 10  # bytes of a VMDK in which its descriptor lies
 
@@ -205,7 +207,8 @@ def _plan(
                          progress=progress, holding=holding)
     disks = tuple(replace(disk, image=disk.path, format=disk.source_format) for disk in made.disks)
     machine = replace(made.machine, name=paths[0].stem, disks=tuple(planning.machine_disks(disks, run.folder)))
-    return replace(made, disks=disks, machine=machine)
+    findings = (*made.findings, *not_taken(machine, target_named(target)))
+    return replace(made, disks=disks, machine=machine, findings=findings)
 
 
 def _refuse_uneditable(disks: Sequence[DiskPlan]) -> None:

@@ -797,6 +797,7 @@ class Target(Protocol):
     NAME: str
     CONTROLLERS: Sequence[str]  # names of manifests in drivers/: all that it offers
     NICS: Mapping[str, str]  # names of target/nics.py → what the target calls them, best first where all are equal
+    TAKES: Sequence[str]  # names of formats.FORMATS that it runs from, or imports
     HAS_ACPI: bool  # and an I/O APIC, where the user does not turn them off
     HAS_MP_TABLE: bool  # the firmware builds a table of Intel's multiprocessor specification
     SETTINGS: Sequence[Setting]  # for a VM made by hand; () where configure() writes its definition

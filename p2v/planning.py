@@ -261,7 +261,7 @@ def plan(
     from p2v.editing import recovered
     from p2v.formats import FORMATS
     from p2v.target import target_named
-    from p2v.target.byhand import to_make
+    from p2v.target.byhand import not_taken, to_make
     from p2v.target.places import too_many
 
     chosen = target_named(target)
@@ -301,7 +301,7 @@ def plan(
             machine=machine,
             changes=tuple(wanted),
             findings=(*arranged.findings, *compared, *ready.findings, *second_opinion(ready), *findings,
-                      *too_many(machine, chosen), *to_make(machine, chosen)),
+                      *too_many(machine, chosen), *not_taken(machine, chosen), *to_make(machine, chosen)),
             drivers=tuple(folders),
             copy_all=copy_all,
             sources=source_disks(given, source_format) if arranged.built else (),

@@ -37,3 +37,15 @@ def to_make(machine: Machine, target: Target) -> Iterator[Finding]:
             f"p2v does not write a VM definition for {target.NAME} yet", Where(item=f"--target {target.NAME}"),
             "in a VM of other hardware than the plan was made for, Windows stops with 0x7B or 0x3E, or does not start",
             "\n".join(("create a VM by hand with", *(f"- {line}" for line in lines))), Severity.WARNING)
+
+
+def not_taken(machine: Machine, target: Target) -> Iterator[Finding]:
+    """A finding for images of a format that the target does not read."""
+    others = [disk for disk in machine.disks if disk.format not in target.TAKES]
+    if others:
+        best = target.format_for(machine.facts)
+        yield Finding(
+            f"{target.NAME} does not read images of format {others[0].format}",
+            Where(item=", ".join(disk.file for disk in others)), f"it takes {', '.join(target.TAKES)}",
+            f"convert with --format {best}; of an image that is adapted where it lies, make one afterwards: "
+            f"p2v image IMAGE --format {best} -o NEW", Severity.WARNING)

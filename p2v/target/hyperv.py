@@ -15,6 +15,7 @@ from p2v.target.sizes import sensible
 NAME = "hyperv"
 CONTROLLERS: Sequence[str] = ("piix-ide",)
 NICS: Mapping[str, str] = {"dc21140": "legacy network adapter"}
+TAKES: Sequence[str] = ("vhd", "vhd-fixed", "vhdx", "vhdx-fixed")
 HAS_ACPI = True
 HAS_MP_TABLE = False  # unknown
 

@@ -18,6 +18,7 @@ from p2v.target.sizes import sensible
 NAME = "kvm"
 CONTROLLERS: Sequence[str] = ("piix-ide", "lsi-53c895a", "am53c974", "virtio-blk", "virtio-scsi", "uniata")
 NICS: Mapping[str, str] = {"rtl8139": "rtl8139", "pcnet": "pcnet", "82540em": "e1000"}
+TAKES: Sequence[str] = tuple(FORMATS)
 HAS_ACPI = True
 HAS_MP_TABLE = True  # SeaBIOS builds one, with ACPI or without
 SETTINGS: Sequence[Setting] = ()

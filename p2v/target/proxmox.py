@@ -15,6 +15,7 @@ from p2v.target.sizes import sensible
 NAME = "proxmox"
 CONTROLLERS: Sequence[str] = tuple(name for name in kvm.CONTROLLERS if name != "am53c974")
 NICS: Mapping[str, str] = kvm.NICS
+TAKES: Sequence[str] = kvm.TAKES  # qm importdisk converts what is not its own
 HAS_ACPI = True
 HAS_MP_TABLE = True  # SeaBIOS builds it
 format_for = kvm.format_for

@@ -14,6 +14,8 @@ from p2v.target.sizes import sensible
 NAME = "virtualbox"
 CONTROLLERS: Sequence[str] = ("piix-ide", "lsi-53c1030", "buslogic", "uniata")
 NICS: Mapping[str, str] = {"pcnet": "Am79C973", "82540em": "82540EM"}
+TAKES: Sequence[str] = ("vdi", "vdi-fixed", "vmdk", "vmdk-flat", "vmdk-split", "vmdk-stream", "vhd", "vhd-fixed",
+                        "vhdx", "vhdx-fixed")
 HAS_ACPI = True
 HAS_MP_TABLE = False  # with --ioapic on there is one, from memory
 

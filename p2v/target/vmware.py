@@ -15,6 +15,7 @@ from p2v.target.sizes import sensible
 NAME = "vmware"
 CONTROLLERS: Sequence[str] = ("piix-ide", "lsi-53c1030", "buslogic", "uniata")
 NICS: Mapping[str, str] = {"pcnet": "vlance", "82545em": "e1000"}
+TAKES: Sequence[str] = ("vmdk-esx", "vmdk", "vmdk-flat", "vmdk-split", "vmdk-stream")
 HAS_ACPI = True
 HAS_MP_TABLE = False  # today's have one from memory; Workstation 3 had none
 

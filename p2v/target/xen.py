@@ -14,6 +14,7 @@ from p2v.target.sizes import sensible
 NAME = "xen"
 CONTROLLERS: Sequence[str] = ("piix-ide",)
 NICS: Mapping[str, str] = {"rtl8139": "rtl8139", "82540em": "e1000"}
+TAKES: Sequence[str] = ("raw", "vhd", "vhd-fixed", "qcow2", "qcow2-v2")
 HAS_ACPI = True
 HAS_MP_TABLE = True
 

@@ -46,7 +46,7 @@ def test_its_cards_are_known_and_have_names(name: str) -> None:
 def test_every_guest_gets_a_format_and_a_definition(name: str, facts: GuestFacts) -> None:
     target = TARGETS[name]
     format = target.format_for(facts)
-    assert format in FORMATS
+    assert format in FORMATS and format in target.TAKES and set(target.TAKES) <= set(FORMATS)
     disk = MachineDisk(f"/vm/disk0{FORMATS[format].SUFFIX}", format, 10 << 30, Geometry(255, 63))
     machine = target.machine("web01", facts, [disk])
     assert machine.disks == (disk,) and machine.memory >= 64 << 20 and machine.cpus >= 1

@@ -52,7 +52,13 @@ def test_adapt_plans_for_the_target_that_is_named(xp_server: Server, tmp_path: P
     assert plan.target == "hyperv" and plan.machine.name == "disk0"
     assert [disk.file for disk in plan.machine.disks] == [str(xp_server.disks[0])]
     assert [one.what for one in plan.findings if "hyperv" in one.what] == [
-        "p2v does not write a VM definition for hyperv yet"]
+        "p2v does not write a VM definition for hyperv yet", "hyperv does not read images of format raw"]
+
+
+def test_a_format_that_the_target_does_not_read_is_said(xp_server: Server, tmp_path: Path) -> None:
+    plan = p2v.plan(xp_server.disks, target="vmware", format="qcow2", output=tmp_path / "web01")
+    said, = (one for one in plan.findings if "does not read" in one.what)
+    assert "qcow2" in said.what and "disk0.qcow2" in str(said.where) and "--format vmdk-esx" in said.next
 
 
 def test_the_command_names_every_target() -> None:
