@@ -13,6 +13,7 @@ from typing import Protocol
 
 from p2v.errors import Finding, GuestError, Severity, Unsupported, Where
 from p2v.guest import bootini
+from p2v.guest.names import NAMES, SIGNS, TYPES, name_of, other_windows
 from p2v.guest.pe import LIMIT, read_program
 from p2v.model import (
     Collapsed,
@@ -30,6 +31,7 @@ from p2v.model import (
 SYSTEM_HIVE = "\\system32\\config\\SYSTEM"
 SOFTWARE_HIVE = "\\system32\\config\\SOFTWARE"
 VERSION_KEY = "Microsoft\\Windows NT\\CurrentVersion"
+SP6A = f"{VERSION_KEY}\\Hotfix\\Q246009"  # Service Pack 6a calls itself 6, and leaves this [from memory]
 KNOWN = {(4, 0): 1381, (5, 0): 2195, (5, 1): 2600, (5, 2): 3790}  # version → build of its release
 _ROOT_LIMIT = 4096  # names looked at in a volume's root
 
@@ -93,7 +95,7 @@ def find_system(guest: Disks) -> System:
         found = _from_ini(guest, readable, system_volume, ini, trees)
     others = [tree for tree in trees
               if (tree[0], tree[1].lower()) != (found.boot_volume, found.root.lower())]
-    return replace(found, findings=(*findings, *found.findings, *_others(found, others)))
+    return replace(found, findings=(*findings, *found.findings, *_others(readable, found, others)))
 
 
 def _boot_ini(files: GuestFiles, volume: str, name: str) -> bytes:
@@ -144,16 +146,20 @@ def windows_folders(files: GuestFiles) -> Iterator[str]:
             yield "\\" + name
 
 
-def _nothing(readable: Mapping[str, GuestFiles], trees: Sequence[tuple[str, str]]) -> Unsupported:
+def _nothing(guest: Disks, readable: Mapping[str, GuestFiles], trees: Sequence[tuple[str, str]]) -> Unsupported:
     """No ntldr anywhere: say what is there instead."""
-    signs = {"bootmgr": "Windows Vista or later", "msdos.sys": "Windows 9x or DOS",
-             "etc": "a Unix system", "vmlinuz": "a Linux boot volume"}
     seen = [f"{name} looks like {what}" for name, files in readable.items()
-            for sign, what in signs.items() if spelled(files, "", sign)]
+            for sign, what in SIGNS.items() if spelled(files, "", sign)]
+    seen += [f"{name} looks like Windows 9x" for name, files in readable.items()
+             if files.stat("\\windows\\system.dat") is not None]
     seen += [f"{name} holds a Windows in {root}, but no volume has ntldr" for name, root in trees]
-    seen = seen or [f"no sign of a system on {', '.join(readable) or 'any volume'}"]
+    others = {TYPES[one.type]: f"{one.disk} has a partition of {TYPES[one.type]} (type {one.type:02x})"
+              for one in guest.partitions if one.type in TYPES}
+    seen += others.values()
+    seen = list(dict.fromkeys(seen)) or [f"no sign of a system on {', '.join(readable) or 'any volume'}"]
     return Unsupported("no Windows NT 4, 2000, XP or 2003 was found", Where(item=", ".join(readable)),
-                       "; ".join(seen), "give all disks of the server, its boot disk first")
+                       "; ".join(seen), "give all disks of the server, its boot disk first; "
+                       "other systems are imaged only: p2v image DISK -o FILE")
 
 
 def _without_loader(guest: Disks, readable: Mapping[str, GuestFiles], trees: Sequence[tuple[str, str]]) -> System:
@@ -162,7 +168,7 @@ def _without_loader(guest: Disks, readable: Mapping[str, GuestFiles], trees: Seq
     Raises Unsupported for anything else.
     """
     if guest.collapsed is None or len(trees) != 1:
-        raise _nothing(readable, trees)
+        raise _nothing(guest, readable, trees)
     volume, root = trees[0]
     gone = Finding("the loader's files (ntldr, ntdetect.com, boot.ini) are on none of these disks", Where(volume),
                    f"the disk that the server started from is missing; the VM will start from {volume}",
@@ -255,11 +261,26 @@ def _not_default(volume: str, ini: bootini.BootIni, line: bootini.Line) -> Findi
                    f"the line {line.path.decode('latin-1')!r} was taken", Severity.WARNING)
 
 
-def _others(found: System, others: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+def _others(readable: Mapping[str, GuestFiles], found: System,
+            others: Sequence[tuple[str, str]]) -> Iterator[Finding]:
     for volume, root in others:
-        yield Finding("there is another Windows, which is left as it is", Where(volume, item=root),
+        what = _installed(readable[volume], root)
+        yield Finding(f"there is another Windows, which is left as it is: {what}", Where(volume, item=root),
                       f"boot.ini starts {found.root} on {found.boot_volume}; only that one is fitted",
                       "make the other one the default in boot.ini first, if that is the one to keep")
+
+
+def _installed(files: GuestFiles, root: str) -> str:
+    """What lies in a system root, by its kernel; "of unknown version" where that cannot be read."""
+    path = f"{root}\\system32\\ntoskrnl.exe"
+    stat = files.stat(path)
+    try:
+        version = read_program(files.read(path), path).facts.version if stat and stat.size <= LIMIT else None
+    except GuestError:
+        version = None
+    if version is None:
+        return "of unknown version"
+    return NAMES.get(version[:2], f"Windows NT {version[0]}.{version[1]}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -283,7 +304,8 @@ def describe(guest: Disks, found: System, system: HiveTree, software: HiveTree) 
         suite.texts if suite else (), found.root, found.boot_volume, found.system_volume, hal, kernel, sets,
         default, tuple(boot_services(system, default)), paging.texts if paging else (), found.hives)
     product_name = software.value(VERSION_KEY, "ProductName")
-    return replace(facts, name=_name(facts, product_name.text if product_name else ""))
+    again = (version, pack) == ((4, 0), 6) and software.has(SP6A)
+    return replace(facts, name=name_of(facts, product_name.text if product_name else "", again=again))
 
 
 def _version(found: System, software: HiveTree) -> tuple[tuple[int, int], int, int]:
@@ -300,9 +322,11 @@ def _version(found: System, software: HiveTree) -> tuple[tuple[int, int], int, i
                          "check the SOFTWARE hive: it may be damaged or another system's")
     version = (int(numbers[1]), int(numbers[2]))
     if version not in KNOWN:
-        raise Unsupported(f"Windows NT {version[0]}.{version[1]} is not one that p2v knows", place,
-                          "it knows NT 4.0, 2000 (5.0), XP (5.1) and XP x64 / Server 2003 (5.2)",
-                          "newer systems are served by virt-v2v")
+        newer = "; virt-v2v fits newer systems" if version >= (6, 0) else ""
+        raise Unsupported(
+            f"{other_windows(version)} is not one that p2v fits to a VM", place,
+            "it knows NT 4.0, 2000 (5.0), XP (5.1) and XP x64 / Server 2003 (5.2)",
+            f"image the disks only: p2v image DISK -o FILE{newer}")
     build = text("CurrentBuildNumber") or str(KNOWN[version])
     pack = re.search(r"Service Pack (\d{1,2})", text("CSDVersion"), re.IGNORECASE)
     return version, int(build) if build.isascii() and build.isdigit() else 0, int(pack[1]) if pack else 0
@@ -353,29 +377,6 @@ def _program(files: GuestFiles, found: System, name: str) -> PEFacts:
                           f"machine type {facts.machine}; a VM here has an x86 or x64 processor",
                           "image the disks only; this system needs another kind of machine")
     return facts
-
-
-_NAMES = {(4, 0): "Windows NT 4.0", (5, 0): "Windows 2000", (5, 1): "Windows XP",
-          (5, 2): "Windows Server 2003"}
-
-
-def _name(facts: GuestFacts, product_name: str) -> str:
-    """What people call it: "Windows XP Service Pack 3 (x86)"."""
-    words = [_NAMES[facts.version]]
-    workstation = facts.product_type.lower() == "winnt"
-    if facts.version == (5, 2) and workstation:
-        words = ["Windows XP"]
-    elif facts.version == (4, 0):
-        words.append("Workstation" if workstation else "Server")
-    elif facts.version == (5, 0):
-        words.append("Professional" if workstation else "Server")
-    elif "R2" in product_name.split():
-        words.append("R2")
-    if any(one.lower() == "terminal server" for one in facts.product_suite) and facts.version == (4, 0):
-        words.append("Terminal Server Edition")
-    if facts.service_pack:
-        words.append(f"Service Pack {facts.service_pack}")
-    return " ".join(words) + f" ({facts.architecture})"
 
 
 def doubts(facts: GuestFacts) -> Iterator[Finding]:

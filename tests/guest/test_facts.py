@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 
 import pytest
 
@@ -16,6 +17,7 @@ from p2v.model import (
     Family,
     FileChange,
     KeyChange,
+    MultiText,
     Recovery,
     Text,
     Value,
@@ -43,8 +45,8 @@ def software(**values: str) -> bytes:
 @pytest.mark.parametrize(("server", "name", "boot"), [
     ("xp_server", "Windows XP Service Pack 3 (x86)", "mraid35x"),
     ("x64_server", "Windows XP Service Pack 2 (x64)", "mraid35x"),
-    ("nt4_server", "Windows NT 4.0 Server Service Pack 3 (x86)", "Cpqarray"),
-    ("nt4_fat_server", "Windows NT 4.0 Server Service Pack 3 (x86)", "Cpqarray"),
+    ("nt4_server", "Windows NT 4.0 Server Enterprise Edition Service Pack 3 (x86)", "Cpqarray"),
+    ("nt4_fat_server", "Windows NT 4.0 Server Enterprise Edition Service Pack 3 (x86)", "Cpqarray"),
 ])
 def test_servers(server, name, boot, request, see):
     built = request.getfixturevalue(server)
@@ -114,6 +116,7 @@ def test_two_windows_the_default_one_counts(xp_tree):
     guest = DirGuest({"disk0p1": xp_tree})
     assert guest.facts.system_root == "\\WINDOWS"
     assert [finding.where.item for finding in guest.findings] == ["\\WINNT.OLD"]
+    assert guest.findings[0].what.endswith(": Windows XP")
 
 
 def test_the_default_is_another_system(xp_tree):
@@ -143,14 +146,24 @@ def test_two_windows_and_no_line_that_leads_to_one(xp_tree):
 
 
 @pytest.mark.parametrize(("sign", "said"), [
-    ("bootmgr", "Windows Vista or later"), ("etc", "a Unix system"), (None, "holds a Windows in")])
+    ("bootmgr", "Windows Vista or later"), ("etc", "a Unix system"), ("os2ldr", "OS/2"), ("win.com", "Windows 9x"),
+    ("grub", "a Linux boot volume"), (None, "holds a Windows in")])
 def test_no_ntldr(xp_tree, sign, said):
     (xp_tree / "ntldr").unlink()
     if sign:
         (xp_tree / sign).write_bytes(b"")
     with pytest.raises(Unsupported, match="no Windows NT 4") as error:
         DirGuest({"disk0p1": xp_tree})
-    assert said in error.value.why
+    assert said in error.value.why and "p2v image" in error.value.next
+
+
+def test_a_disk_of_linux_is_said(tmp_path):
+    disk = bytearray(200 * 512)
+    disk[0x1BE:0x1CE] = struct.pack("<B3sB3sII", 0x80, b"\0\0\0", 0x83, b"\0\0\0", 63, 100)
+    disk[510:512] = b"\x55\xaa"
+    with pytest.raises(Unsupported) as error:
+        DirGuest({"disk0p1": tmp_path}, {"disk0": disk})
+    assert "disk0 has a partition of Linux (type 83)" in error.value.why
 
 
 def test_an_empty_volume(tmp_path):
@@ -158,11 +171,47 @@ def test_an_empty_volume(tmp_path):
         DirGuest({"disk0p1": tmp_path})
 
 
-@pytest.mark.parametrize("version", ["3.51", "6.0", "6.1", "10.0"])
-def test_other_versions_are_refused(xp_tree, version):
+@pytest.mark.parametrize(("version", "said"), [
+    ("3.51", "Windows NT 3.51"), ("6.0", "Vista or Server 2008"), ("6.1", "Windows 7"), ("10.0", "NT 10.0")])
+def test_other_versions_are_imaged_only(xp_tree, version, said):
     (xp_tree / "WINDOWS/system32/config/software").write_bytes(software(version=version))
-    with pytest.raises(Unsupported, match=version):
+    with pytest.raises(Unsupported, match=said) as error:
         DirGuest({"disk0p1": xp_tree})
+    assert "p2v image" in error.value.next
+
+
+@pytest.mark.parametrize(("version", "product", "suites", "pack", "name"), [
+    ("4.0", "WinNT", (), "6", "Windows NT 4.0 Workstation Service Pack 6"),
+    ("4.0", "ServerNT", (), "", "Windows NT 4.0 Server"),
+    ("4.0", "LanmanNT", ("Enterprise",), "1", "Windows NT 4.0 Server Enterprise Edition Service Pack 1"),
+    ("4.0", "ServerNT", ("Terminal Server", "Enterprise"), "5",
+     "Windows NT 4.0 Server Terminal Server Edition Service Pack 5"),
+    ("5.0", "WinNT", (), "4", "Windows 2000 Professional Service Pack 4"),
+    ("5.0", "ServerNT", ("Terminal Server",), "", "Windows 2000 Server"),
+    ("5.0", "ServerNT", ("Enterprise",), "2", "Windows 2000 Advanced Server Service Pack 2"),
+    ("5.0", "ServerNT", ("DataCenter", "Enterprise"), "", "Windows 2000 Datacenter Server"),
+    ("5.1", "WinNT", ("Personal",), "3", "Windows XP Home Edition Service Pack 3"),
+    ("5.1", "WinNT", (), "", "Windows XP"),
+    ("5.2", "ServerNT", ("Blade",), "", "Windows Server 2003 Web Edition"),
+    ("5.2", "LanmanNT", ("Enterprise",), "2", "Windows Server 2003 Enterprise Edition Service Pack 2"),
+    ("5.2", "WinNT", (), "2", "Windows XP Service Pack 2"),
+])
+def test_every_edition_has_its_name(xp_tree, version, product, suites, pack, name):
+    config = xp_tree / "WINDOWS/system32/config"
+    (config / "software").write_bytes(software(version=version, service_pack=f"Service Pack {pack}" if pack else ""))
+    edit(config / "system", **{"ControlSet001!Control!ProductOptions|ProductType": Text(product),
+                               "ControlSet001!Control!ProductOptions|ProductSuite": MultiText(*suites)})
+    assert DirGuest({"disk0p1": xp_tree}).facts.name == f"{name} (x86)"
+
+
+def test_a_second_release_and_a_service_pack_6a(xp_tree):
+    config = xp_tree / "WINDOWS/system32/config"
+    (config / "software").write_bytes(software(version="4.0", service_pack="Service Pack 6"))
+    edit(config / "software", **{"Microsoft!Windows NT!CurrentVersion!Hotfix!Q246009|Installed": DWord(1)})
+    assert "Service Pack 6a" in DirGuest({"disk0p1": xp_tree}).facts.name
+    (config / "software").write_bytes(software(version="5.2", product="Microsoft Windows Server 2003 R2"))
+    edit(config / "system", **{"ControlSet001!Control!ProductOptions|ProductType": Text("ServerNT")})
+    assert DirGuest({"disk0p1": xp_tree}).facts.name.startswith("Windows Server 2003 R2 Service Pack 3")
 
 
 @pytest.mark.parametrize(("hive", "spoil"), [
