@@ -95,12 +95,14 @@ def examine(driver: Driver, media: Media) -> Option:
     """Where the files of a driver come from, and what those import in turn."""
     files: list[tuple[DriverFile, Choice]] = []
     missing: list[GuestError] = []
+    generic = any(row.id.startswith("pci#cc_") for row in driver.generation.device)
+    ids = () if generic else driver.device_ids  # who serves a whole class need not name each of it
     todo = list(driver.generation.file)
     known = {file.name for file in todo}
     while todo:
         file = todo.pop(0)
         try:
-            choice = media.choose(file)
+            choice = media.choose(file, ids)
         except GuestError as error:
             missing.append(error)
             continue

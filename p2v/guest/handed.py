@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from p2v.errors import GuestError, MissingTool, P2VError, PlanError, Where
+from p2v.guest import inf
 from p2v.guest.cabinet import HEAD, Cabinet, begins, with_parts
 from p2v.guest.expand import compressed_name, expand
 from p2v.guest.floppy import LARGEST, Floppy
@@ -26,6 +27,7 @@ FILE_LIMIT = 16 << 20  # bytes; the largest driver of these systems has 2 MB
 CABINET_LIMIT = 256 << 20  # bytes; driver.cab of 2003 has 80 MB
 SCRATCH_LIMIT = 1 << 30  # bytes of cabinets and diskettes that are copied out of images, all together
 FOLDER_LIMIT = 50_000  # entries below the user's folders
+TEXTS = 16  # setup texts beside a file
 DEEPEST = 3  # a cabinet on a diskette on a CD in a folder
 FLOPPIES = (".flp", ".vfd", ".img", ".ima")
 T = TypeVar("T")
@@ -33,11 +35,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy of a file. where: for the user. folders: the names of those it lies in, in lower case."""
+    """A copy of a file. where: for the user. folders: the names of those it lies in, in lower case.
+
+    texts: the setup texts (INF, txtsetup.oem) that lie beside it, by name; read when they are asked for.
+    """
 
     where: str
     data: bytes
     folders: tuple[str, ...] = ()
+    texts: Callable[[], Mapping[str, bytes]] = dict
 
 
 class Shelf(Protocol):
@@ -98,12 +104,26 @@ class HandedIn:
                 where = f"{opened.where}/{path}"
                 data = self._tried(where, partial(_unpacked, opened.shelf, path, where))
                 if data is not None:
-                    yield Copy(where, data, tuple(path.lower().split("/")[:-1]))
+                    folders = tuple(path.lower().split("/")[:-1])
+                    yield Copy(where, data, folders, partial(self._texts, opened.shelf, path))
         for where, cabinet in opened.cabinets:
             for path, data in self._tried(where, partial(_members, cabinet, name)) or ():
                 yield Copy(f"{where}: {path}", data, tuple(path.split("/")[:-1]))
         for inner in opened.inner:
             yield from self._copies(inner, name)
+
+    def _texts(self, shelf: Shelf, path: str) -> Mapping[str, bytes]:
+        """In the file's own folder; where there are none, a diskette's txtsetup.oem at the top."""
+        folder = path.rpartition("/")[0]
+        sizes = shelf.sizes()
+        beside = [one for one in sizes if one.rpartition("/")[0] == folder and one.lower().endswith((".inf", ".oem"))]
+        beside = beside or [one for one in sizes if one.lower() == "txtsetup.oem"]
+        found: dict[str, bytes] = {}
+        for one in beside[:TEXTS]:
+            data = self._tried(one, partial(shelf.read, one, inf.LIMIT))
+            if data is not None:
+                found[one.rpartition("/")[2]] = data
+        return found
 
     # -- opening
 

@@ -10,8 +10,9 @@ Cache, what a service pack put aside for its removal, --drivers. A copy fits whe
   raises it, so a file of a later service pack is newer than the kernel, and files of the installed one are not.
   A newer one is welcome all the same where its version text names the branch of hotfixes for the installed
   service pack ("xpsp_sp3_gdr"), and what is in system32\\drivers already is not held to it.
-- of another vendor's, who counts as he likes: it is not built for a later Windows, and lies in no folder
-  that is named after another one (virtio-win: viostor/xp, viostor/2k3, viostor/w7 ...).
+- of another vendor's, who counts as he likes: it is not built for a later Windows, lies in no folder that is
+  named after another one (virtio-win: viostor/xp, viostor/2k3, viostor/w7 ...), and the setup text that was handed in
+  beside it names the controller.
 """
 
 from __future__ import annotations
@@ -25,13 +26,12 @@ from typing import Self
 
 from p2v.drivers import DriverFile
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import pe
-from p2v.guest.cabinet import HEAD, Cabinet, begins, with_parts
-from p2v.guest.handed import CABINET_LIMIT, FILE_LIMIT, Copy, HandedIn, unused
+from p2v.guest import inf, pe
+from p2v.guest.caches import PUT_ASIDE, Caches
+from p2v.guest.handed import Copy, HandedIn
 from p2v.model import Content, Guest
 
 Version = tuple[int, int, int, int]
-PUT_ASIDE = "$NtServicePackUninstall$"  # what the service pack replaced, so older than what it brought
 BRANCH = re.compile(r"_sp(\d)_(?:gdr|qfe)\b")  # hotfixes for a service pack: srv03_sp2_gdr, xpsp_sp3_qfe
 
 # What vendors call the folders for a Windows; virtio-win's names first.
@@ -69,10 +69,10 @@ class Media:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._folder = tempfile.TemporaryDirectory(prefix="p2v-cabinets-")
-        self._cabinets: dict[str, list[tuple[str, Cabinet]]] = {}
-        self._given: HandedIn | None = None
         self._unreadable: list[str] = []
-        self._chosen: dict[DriverFile, Choice | GuestError] = {}
+        self._own = Caches(guest, Path(self._folder.name), self._unreadable)
+        self._given: HandedIn | None = None
+        self._chosen: dict[tuple[DriverFile, tuple[str, ...]], Choice | GuestError] = {}
         self._expected: frozenset[str] = frozenset()
         self.findings: list[Finding] = []
 
@@ -88,24 +88,26 @@ class Media:
         """These will be asked for: a cabinet is then unpacked once for all that are not in place."""
         self._expected |= {file.name for file in files if self.installed(file) is None}
 
-    def choose(self, wanted: DriverFile) -> Choice:
+    def choose(self, wanted: DriverFile, ids: tuple[str, ...] = ()) -> Choice:
         """The copy of a driver file to use.
 
+        ids: CriticalDeviceDatabase keys of the controller that a vendor's file must serve; () for any.
         Raises GuestError naming the file, all places that were looked at, and why each copy was refused.
         """
-        if wanted not in self._chosen:
+        key = (wanted, ids)
+        if key not in self._chosen:
             try:
-                self._chosen[wanted] = self._search(wanted)
+                self._chosen[key] = self._search(wanted, ids)
             except GuestError as error:
-                self._chosen[wanted] = error
-        choice = self._chosen[wanted]
+                self._chosen[key] = error
+        choice = self._chosen[key]
         if isinstance(choice, GuestError):
             raise choice
         return choice
 
     def installed(self, wanted: DriverFile) -> Choice | None:
         """The copy that is in place, if it fits."""
-        copy = self._file(f"{self._guest.facts.system_root}\\system32\\drivers\\{wanted.name}")
+        copy = self._own.installed(wanted.name)
         choice = self._judge(copy, wanted, installed=True) if copy else None
         return choice if isinstance(choice, Choice) else None
 
@@ -118,10 +120,10 @@ class Media:
         """(copy, it is the guest's own) of every file of that name, fitting or not."""
         yield from self._copies(DriverFile(name, "", ""))
 
-    def _search(self, wanted: DriverFile) -> Choice:
+    def _search(self, wanted: DriverFile, ids: tuple[str, ...]) -> Choice:
         refused: list[str] = []
-        self._unreadable = []
-        copy = self._file(f"{self._guest.facts.system_root}\\system32\\drivers\\{wanted.name}")
+        self._unreadable.clear()
+        copy = self._own.installed(wanted.name)
         if copy is not None:
             choice = self._judge(copy, wanted, installed=True)
             if isinstance(choice, Choice):
@@ -130,6 +132,8 @@ class Media:
         best: Choice | None = None
         for copy, in_box in self._copies(wanted):
             choice = self._judge(copy, wanted, in_box=in_box)
+            if wanted.vendor and ids and isinstance(choice, Choice):
+                choice = self._another_device(copy, ids) or choice
             if isinstance(choice, str):
                 refused.append(f"{copy.where}: {choice}")
             elif best is None or choice.version > best.version:
@@ -202,99 +206,28 @@ class Media:
             return f"it lies in {strange[0]}, the folder for another Windows"
         return ""
 
+    def _another_device(self, copy: Copy, ids: tuple[str, ...]) -> str:
+        """Why a vendor's file is for other controllers: the setup texts beside it say which."""
+        named: dict[str, str] = {}
+        for name, text in copy.texts().items():
+            for id in inf.bindings(text, self._guest.facts.architecture):
+                named.setdefault(id.replace("\\", "#"), name)
+        others = [id for id in named if id.startswith("pci#ven_")]
+        if not others or any(id.startswith(ids) for id in others):
+            return ""
+        listed = ", ".join(others[:3]) + (" ..." if others[3:] else "")
+        return f"{named[others[0]]} beside it names {listed}, not {' or '.join(ids)}"
+
     # -- where copies lie
 
     def _copies(self, wanted: DriverFile) -> Iterator[tuple[Copy, bool]]:
         """(copy, it is the guest's own)."""
         if not wanted.given_only:
-            root = self._guest.facts.system_root
-            for kind in self._folders():
-                yield from self._own(f"{root}\\ServicePackFiles\\{kind}\\{wanted.name}")
-            for kind in self._folders():
-                yield from ((copy, True) for copy in self._cached(f"{root}\\Driver Cache\\{kind}", wanted.name))
-            yield from self._own(f"{root}\\{PUT_ASIDE}\\{wanted.name}")
+            yield from ((copy, True) for copy in self._own.copies(wanted.name, self._expected))
         if self._given is None:
             self._given = HandedIn(self._guest.drivers, Path(self._folder.name))
         yield from ((copy, False) for copy in self._given.copies(wanted.name))
         self._unreadable += self._given.problems
-
-    def _own(self, path: str) -> Iterator[tuple[Copy, bool]]:
-        found = self._file(path)
-        if found:
-            yield found, True
-
-    def _folders(self) -> tuple[str, ...]:
-        return ("amd64", "i386") if self._guest.facts.architecture == "x64" else ("i386",)
-
-    def _file(self, path: str) -> Copy | None:
-        files = self._guest.files(self._guest.facts.boot_volume)
-        try:
-            stat = files.stat(path)
-            if stat is None or stat.is_folder:
-                return None
-            if stat.size > FILE_LIMIT:
-                self._unreadable.append(f"{path}: {stat.size} bytes are too many for a driver")
-                return None
-            return Copy(path, files.read(path))
-        except GuestError as error:
-            self._unreadable.append(f"{path}: {error.what}")
-            return None
-
-    def _cached(self, folder: str, name: str) -> Iterator[Copy]:
-        """Copies in a Driver Cache: plain, or in driver.cab, sp*.cab and whatever else lies there."""
-        found = self._file(f"{folder}\\{name}")
-        if found:
-            yield found
-        if folder not in self._cabinets:
-            self._cabinets[folder] = list(self._open(folder))
-        for where, cabinet in self._cabinets[folder]:
-            try:
-                cabinet.expect(self._expected, FILE_LIMIT)
-                for path, data in cabinet.members(name, FILE_LIMIT):
-                    yield Copy(f"{where}: {path}", data)
-            except GuestError as error:
-                self._unreadable.append(f"{where}: {error.what} ({error.why})")
-
-    def _open(self, folder: str) -> Iterator[tuple[str, Cabinet]]:
-        """The cabinets of a folder of the guest: service packs' first, the newest of them first."""
-        files = self._guest.files(self._guest.facts.boot_volume)
-        names = [name for name in files.list(folder) if name.lower().endswith(".cab")]
-        packs = [name for name in names if name.lower().startswith("sp")]
-        others = sorted(set(names) - set(packs), key=str.lower)
-        copies: dict[str, Path | None] = {}
-        home = Path(tempfile.mkdtemp(dir=self._folder.name))  # parts of a set know each other by name
-
-        def place(name: str) -> Path | None:
-            """The guest's file as one of ours."""
-            key = name.lower()
-            if key not in copies:
-                known = next((one for one in names if one.lower() == key), None)
-                copies[key] = self._copied(f"{folder}\\{known}", unused(home, key)) if known else None
-            return copies[key]
-
-        for name in (*sorted(packs, key=str.lower, reverse=True), *others):
-            where = f"{folder}\\{name}"
-            try:
-                part = place(name)
-                if part is None:
-                    continue
-                with part.open("rb") as start:
-                    first = begins(start.read(HEAD), names)
-                if first:
-                    yield where, with_parts(name, place, Where(item=where))
-            except GuestError as error:
-                self._unreadable.append(f"{where}: {error.what} ({error.why})")
-
-    def _copied(self, path: str, copy: Path) -> Path | None:
-        files = self._guest.files(self._guest.facts.boot_volume)
-        stat = files.stat(path)
-        if stat is None or stat.is_folder:
-            return None
-        if stat.size > CABINET_LIMIT:
-            self._unreadable.append(f"{path}: {stat.size} bytes are too many for a cabinet")
-            return None
-        copy.write_bytes(files.read(path))
-        return copy
 
     # -- what is said
 
@@ -302,7 +235,7 @@ class Media:
         root = self._guest.facts.system_root
         places = [f"{root}\\system32\\drivers"]
         if not wanted.given_only:
-            for kind in self._folders():
+            for kind in self._own.kinds:
                 places += [f"{root}\\ServicePackFiles\\{kind}",
                            f"{root}\\Driver Cache\\{kind} (sp*.cab, driver.cab)"]
             places.append(f"{root}\\{PUT_ASIDE}")

@@ -130,6 +130,25 @@ def test_no_driver_for_this_windows(xp_tree):
         boot_closure(guest_of(xp_tree), Offering("virtio-scsi"))
 
 
+@pytest.mark.parametrize(("text", "name", "taken"), [
+    ("lsi-symmpi-xp.inf", "symmpi.inf", True), ("lsi-symmpi-txtsetup.oem", "txtsetup.oem", True),
+    ("prolific-ser2pl-w2k.inf", "other.inf", True), ("intel-iastor-txtsetup.oem", "TXTSETUP.OEM", False)])
+def test_a_setup_text_that_names_other_controllers(xp, corpus, tmp_path, text, name, taken):
+    """A real text beside the driver; one that names no PCI device says nothing either way."""
+    folder = tmp_path / "given" / "disk1"
+    folder.mkdir(parents=True)
+    (folder / "symmpi.sys").write_bytes(vendors("symmpi.sys", (1, 21, 25, 0)))
+    (folder / name).write_bytes((corpus / "inf" / text).read_bytes())
+    guest = guest_of(xp, drivers=[str(folder.parent)])
+    if taken:
+        assert chosen(guest, "lsi-53c1030") == ["lsi-53c1030"]
+    else:
+        with pytest.raises(GuestError) as error:
+            chosen(guest, "lsi-53c1030")
+        assert "TXTSETUP.OEM beside it names pci#ven_8086" in error.value.why
+        assert "not pci#ven_1000&dev_0030" in error.value.why
+
+
 # -- what the fixer makes of it
 
 

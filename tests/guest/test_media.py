@@ -306,5 +306,5 @@ def test_the_guest_s_cabinet_in_several_parts(server, corpus, needs):
     for number in range(1, 6):
         server.put(f"{CACHE}Split-{number}.cab", (corpus / "inf" / "cab" / f"split-{number}.cab").read_bytes())
     with Media(server) as media:
-        found = list(media._cached("\\WINDOWS\\Driver Cache\\i386", "medium2.bin"))
+        found = list(media._own.cached("\\WINDOWS\\Driver Cache\\i386", "medium2.bin"))
         assert [len(copy.data) for copy in found] == [50000] and not media._unreadable
