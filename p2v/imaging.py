@@ -64,7 +64,9 @@ def image(
     DriftError when resuming onto another disk, WriteError, Cancelled.
     """
     if str(output) in ("-", "null"):
-        return _stream(sources, str(output), format, (source_format, outside), options, progress, cancel, pipe)
+        with opened(sources, source_format, outside) as given:
+            arranged, said = arrange_for_image(given, layout, legs, compare=compare, progress=progress, cancel=cancel)
+            return _stream(arranged.disks, said, str(output), format, options, progress, cancel, pipe)
     with contextlib.ExitStack() as stack:
         given = stack.enter_context(opened(sources, source_format, outside))
         arranged, said = arrange_for_image(given, layout, legs, compare=compare, progress=progress, cancel=cancel)
@@ -218,11 +220,11 @@ def _compare(
 
 
 def _stream(
-    sources: Sequence[str | Path], output: str, format: str | None, source_format: tuple[str | None, bool],
-    options: Options, progress: Progress, cancel: Cancel | None, pipe: int,
+    disks: Mapping[str, Source], said: Sequence[Finding], output: str, format: str | None, options: Options,
+    progress: Progress, cancel: Cancel | None, pipe: int,
 ) -> Result:
     """Into a pipe, or nowhere: nothing is kept, so nothing can be gone on with."""
-    if output == "-" and len(sources) != 1:
+    if output == "-" and len(disks) != 1:
         raise PlanError("a pipe takes one disk", why="its reader could not tell where the next begins",
                         next="name one source, or a folder as output")
     kind = format or "raw"
@@ -231,17 +233,16 @@ def _stream(
                           "it is not written from its first byte to its last, or is no format",
                           f"name a file, or one of --format {', '.join(STREAMS)}")
     reports: dict[str, CopyReport] = {}
-    with opened(sources, *source_format) as disks:
-        seen, findings = look(disks)
-        for disk, source in disks.items():
-            extents = plan_copy(source, () if options.everything else spared(disk, seen))
-            writer = STREAMS[kind](Pipe(pipe), source.size) if output == "-" else Nowhere()
-            try:
-                reports[disk] = run_copy(Paced(source, options.rate) if options.rate else source, extents, writer,
-                                         progress=progress, cancel=cancel)
-                writer.finish()
-            except BaseException:
-                writer.abort()  # threads that pack end
-                raise
-            findings += ranges(source, reports[disk].bad, "")
-    return Result(output, (), 0, reports, tuple(findings))
+    seen, findings = look(disks)
+    for disk, source in disks.items():
+        extents = plan_copy(source, () if options.everything else spared(disk, seen))
+        writer = STREAMS[kind](Pipe(pipe), source.size) if output == "-" else Nowhere()
+        try:
+            reports[disk] = run_copy(Paced(source, options.rate) if options.rate else source, extents, writer,
+                                     progress=progress, cancel=cancel)
+            writer.finish()
+        except BaseException:
+            writer.abort()  # threads that pack end
+            raise
+        findings += ranges(source, reports[disk].bad, "")
+    return Result(output, (), 0, reports, (*said, *findings))

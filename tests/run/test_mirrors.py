@@ -25,6 +25,7 @@ from p2v.planfile import contents, from_json, to_json
 from p2v.rendering import render_inspection
 from p2v.source.device import open_disk
 from p2v.source.nbd import open_image
+from p2v.testing import MemorySource
 from p2v.volume import find_volumes
 
 SPLIT = ("ldm-mirror-split", "ldm-mirror-split-even")
@@ -226,3 +227,16 @@ def test_a_disk_put_together_is_not_rescued_with_one_disk_into_it(tmp_path: Path
     lost = [finding for finding in result.findings if "cannot be read" in finding.what]
     assert [finding.where for finding in lost] == [Where(str(server.disks[1]), hole.offset, hole.length)]
     assert "ddrescue" not in lost[0].next and "--compare" in lost[0].next
+
+
+def test_plain_disks_go_through_a_pipe_too(tmp_path: Path) -> None:
+    """One disk comes out of two; without --layout collapse a pipe takes one disk alone."""
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    sent = tmp_path / "sent.raw"
+    with sent.open("wb") as pipe:
+        p2v.image(server.disks, "-", layout="collapse", pipe=pipe.fileno())
+    (found,) = hashes_on({"disk0": MemorySource(sent.read_bytes())})
+    assert server.assemblies[0].files[0].items() <= found.items()
+    with pytest.raises(PlanError, match="a pipe takes one disk"):
+        p2v.image(server.disks, "-", pipe=1)
+    assert [*p2v.image(server.disks, "null", layout="collapse").reports] == ["disk0"]
