@@ -28,7 +28,6 @@ PLACES: Mapping[str, tuple[str, ...]] = {  # by manifest
     "virtio-scsi": tuple(f"SCSI id {id}" for id in range(26)),
     "uniata": tuple(f"SATA port {port}" for port in range(6)),
 }
-MAX_IDE_DISKS = len(_IDE)
 
 
 def too_many(machine: Machine, target: Target) -> Iterator[Finding]:
