@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
+import pytest
+
 import p2v.errors
 from p2v.cli import BROKEN_PIPE, DONE_WITH_LOSSES, main
 from p2v.formats import FORMATS, STREAMS
 from p2v.source.images import INPUTS
 from p2v.target import TARGETS
+from p2v.volume import DISSOLVED, READERS
+from p2v.volume.fakeraid import FORMATS as FAKERAID
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_every_format_and_target_is_in_the_readme() -> None:
@@ -30,6 +36,44 @@ def test_every_input_and_every_stream_is_in_the_readme() -> None:
 def test_every_command_is_in_the_readme() -> None:
     for command in main.commands:
         assert f"p2v {command}" in README
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_option_is_in_the_readme_and_has_a_help(command: str) -> None:
+    for option in main.commands[command].params:
+        if isinstance(option, click.Option):
+            assert option.help, f"p2v {command} {option.opts[0]} has no help"
+            spellings = "|".join(map(re.escape, option.opts))
+            assert re.search(rf"(?<![\w-])({spellings})(?![\w-])", README), f"p2v {command}: {option.opts} is missing"
+
+
+def test_every_option_in_the_readme_is_one_of_ours() -> None:
+    ours = {word for command in main.commands.values() for option in command.params for word in option.opts}
+    said = {word for line in README.splitlines() for span in re.findall(r"`([^`]+)`", line)
+            if span.startswith(("p2v ", "--")) for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
+    assert said <= {*ours, "--help"}
+
+
+def test_every_volume_reader_is_in_the_readmes_table() -> None:
+    table = README.split("| | layouts | in the VM |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z]+)`", re.sub(r"shown by `inspect`", "", table))) == {r.NAME for r in READERS}
+    plain = {name for line in table.splitlines() if line.endswith("| plain |") for name in re.findall(r"`(\w+)`", line)}
+    managers = {"ft": "ftdisk", "imsm": "firmware", "ddf": "firmware"}  # volumes are named by manager
+    assert plain == {managers.get(name, name) for name in DISSOLVED}
+
+
+def test_the_makers_that_are_only_recognised_are_in_the_readme() -> None:
+    section = README.split("## Mirrors and dynamic disks")[1].split("\n## ")[0].lower()
+    for form in FAKERAID:
+        assert form.maker.split()[0].lower() in section, f"{form.maker} is missing in README"
+
+
+def test_every_module_is_in_the_contributors_guide() -> None:
+    for path in (ROOT / "p2v").glob("*.py"):
+        named = f"`{path.name}`" in GUIDE or f"`p2v/{path.name}`" in GUIDE
+        assert named or path.name == "__init__.py", f"{path.name} is missing in CONTRIBUTING.md"
+    for path in re.findall(r"`([a-z]+\.py)`", GUIDE.split("## Where things are")[1].split("\n## ")[0]):
+        assert (ROOT / "p2v" / path).is_file(), f"CONTRIBUTING.md names {path}, which is not there"
 
 
 def test_the_exit_codes_are_the_codes_of_the_errors() -> None:
