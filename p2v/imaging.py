@@ -93,7 +93,7 @@ def image(
             return Result(str(output), files, 0, again, tuple(_said(work, again)))
         record.save_inputs(run, sources, source_format, outside, arranged)
         reports, findings = _copy(work, images, check_room=not resume)
-        return Result(str(output), files, 0, reports, (*said, *findings))
+        return Result(str(output), files, 0, reports, (*said, *findings, *_from_other_legs(arranged)))
 
 
 def arrange_for_image(
@@ -121,6 +121,15 @@ def arrange_for_image(
         if compared and all(one.in_step for one in compared):
             arranged = arrange(given, legs, layout, in_step=True)
     return arranged, [*arranged.findings, *findings]
+
+
+def _from_other_legs(arranged: Arranged) -> list[Finding]:
+    """What was read from another leg than the chosen one, and why."""
+    if arranged.built is None:
+        return []
+    from p2v.pairing import helped
+
+    return [finding for disk in arranged.built.disks.values() for finding in helped(disk)]
 
 
 def _copy(

@@ -167,7 +167,7 @@ def copy_both(
     plain = copying.plain
     if plain is None or plain.twin is None or options.single or plain.helped:
         report, writer = copy(copying.source)
-        return Outcome(report, writer, tuple(_helped(plain)) if plain else ())
+        return Outcome(report, writer, tuple(helped(plain)) if plain else ())
     coarse = not copying.form.SEQUENTIAL
     wanted = intersection([Range(e.offset, e.length) for e in copying.extents if e.kind is Kind.DATA],
                           union(Range(piece.offset, piece.length) for piece in plain.mirrored))
@@ -257,7 +257,7 @@ def _protected(source: Source, piece: Piece, report: CopyReport) -> tuple[Range,
     return tuple(Range(piece.offset + r.offset, r.length) for r in protected_ranges(volume, _examined(volume), lost))
 
 
-def _helped(plain: PlainDisk) -> list[Finding]:
+def helped(plain: PlainDisk) -> list[Finding]:
     """What came from another leg than the chosen one while legs that were compared before were read."""
     return _taken([Filled(Range(offset + one.range.offset, one.range.length), legs[one.leg], one.reason)
                    for mirrored, legs, offset in plain.helped for one in mirrored.taken])

@@ -240,3 +240,11 @@ def test_plain_disks_go_through_a_pipe_too(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="a pipe takes one disk"):
         p2v.image(server.disks, "-", pipe=1)
     assert [*p2v.image(server.disks, "null", layout="collapse").reports] == ["disk0"]
+
+
+def test_an_image_of_two_legs_says_what_came_from_the_other_one(tmp_path: Path) -> None:
+    server = mirrors.build_mirror_2003(tmp_path / "server", bad_sectors=(0,))
+    with failing(server.bad):
+        result = p2v.image(server.disks, tmp_path / "vm.raw", layout="collapse", compare=True)
+    (said,) = [finding for finding in result.findings if "come from another leg" in finding.what]
+    assert not result.reports["disk0"].bad and str(server.disks[1]) in said.why
