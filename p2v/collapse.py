@@ -97,6 +97,11 @@ def collapse(
     Raises PlanError where a leg cannot be chosen, with both histories, or shared legs do not look the same;
     ReadError.
     """
+    for source in disks.values():
+        if source.size < SECTOR:
+            raise PlanError(f"{source.name} holds {source.size} bytes, less than one sector", Where(source.name),
+                            "there is nothing on it that could become a disk of the VM",
+                            "leave it out, or copy it again if it was cut short")
     settled = settle(layout, chosen)
     for finding in settled.findings:
         if finding.severity is Severity.ERROR:

@@ -10,7 +10,9 @@ import dataclasses
 import enum
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from functools import cache
+from types import UnionType
+from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from p2v.errors import Finding, PlanError, Severity, Where
 from p2v.model import (
@@ -48,6 +50,7 @@ CHANGES: Mapping[str, type] = {
     "value": ValueChange, "key": KeyChange, "file": FileChange, "bytes": BytesChange, "recovery": Recovery,
 }
 KINDS = {kind: name for name, kind in CHANGES.items()}
+LARGEST = (1 << 64) - 1  # of any number in a plan
 
 
 def contents(plan: Plan) -> Iterator[Content]:
@@ -86,7 +89,7 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             "make a new plan with this p2v",
         )
     try:
-        return Plan(
+        plan = Plan(
             target=document["target"],
             output=document["output"],
             disks=tuple(_disk(disk) for disk in document["disks"]),
@@ -103,9 +106,26 @@ def from_json(document: Json, content: Callable[[str], bytes]) -> Plan:
             outside=bool(document.get("outside")),
             format_version=document["format_version"],
         )
+        _check(plan)
+        return plan
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PlanError("the plan does not hold together", Where(item="plan.json"),
                         f"{type(error).__name__}: {error}", "make a new plan") from error
+
+
+def _check(plan: Plan) -> None:
+    """Raises ValueError where its parts are not what they should be, or do not fit each other."""
+    for name, kind in _kinds(Plan).items():
+        if not _fits(getattr(plan, name), kind):
+            raise ValueError(f"something in {name} is of the wrong kind, or too large")
+    for volume in plan.volumes:
+        if not volume.members:
+            raise ValueError(f"volume {volume.name} lies nowhere")
+    for disk in plan.disks:
+        if plan.sources and not disk.pieces:
+            raise ValueError(f"{disk.id} is put together of nothing")
+        if [piece.offset for piece in disk.pieces] != [0, *(piece.end for piece in disk.pieces)][:len(disk.pieces)]:
+            raise ValueError(f"the pieces of {disk.id} leave a gap, or overlap")
 
 
 def readable(value: Value) -> str:
@@ -147,7 +167,7 @@ def _source(document: Json) -> SourceDisk:
 
 
 def _disk(document: Json) -> DiskPlan:
-    pieces = tuple(Piece(**{**piece, "twins": tuple((str(disk), int(at)) for disk, at in piece["twins"])})
+    pieces = tuple(Piece(**{**piece, "twins": tuple((disk, at) for disk, at in piece["twins"])})
                    for piece in document.get("pieces", ()))
     patches = tuple(BytesChange(**{**patch, "before": bytes.fromhex(patch["before"]),
                                    "after": bytes.fromhex(patch["after"])}) for patch in document.get("patches", ()))
@@ -221,3 +241,26 @@ def _content(reference: Json | None, content: Callable[[str], bytes]) -> Content
     if reference is None:
         return None
     return Content(content(reference["sha256"]), reference["sha256"], reference["size"])
+
+
+@cache
+def _kinds(of: type) -> Mapping[str, Any]:
+    """A dataclass's fields and what each must be."""
+    return get_type_hints(of)
+
+
+def _fits(thing: Any, kind: Any) -> bool:
+    """Is a value what an annotation of the model says, down to the last field? JSON has no types of its own."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer in (Union, UnionType):
+        return any(_fits(thing, one) for one in inner)
+    if outer is tuple:
+        kinds = inner[:1] * len(thing) if inner[-1] is Ellipsis else inner
+        return isinstance(thing, tuple) and len(kinds) == len(thing) and all(map(_fits, thing, kinds))
+    if outer is not None:
+        return all(_fits(key, inner[0]) and _fits(value, inner[1]) for key, value in thing.items())
+    if isinstance(thing, int) and not isinstance(thing, enum.Enum):
+        return type(thing) is kind and abs(thing) <= LARGEST
+    if not dataclasses.is_dataclass(thing):
+        return isinstance(thing, kind)
+    return isinstance(thing, kind) and all(_fits(getattr(thing, name), of) for name, of in _kinds(kind).items())

@@ -87,17 +87,35 @@ def test_any_plan_can_be_rendered(changes: list[object]) -> None:
     assert "Windows XP" in text and f"{len(changes)} change(s) planned" in text
 
 
+SOURCE = {"id": "disk0", "path": "/a", "size": 8192, "sector_size": 512, "fingerprint": "ab"}
+PIECE = {"offset": 0, "length": 8192, "source": "disk0", "at": 0, "twins": []}
+DISK = SOURCE | {"format": "raw", "image": "a.img", "pieces": [PIECE]}
+
+
+def test_a_disk_in_pieces_is_read() -> None:
+    plan = from_json(to_json(a_plan([])) | {"sources": [SOURCE], "disks": [DISK]}, {}.__getitem__)
+    assert [piece.end for piece in plan.disks[0].pieces] == [8192]
+
+
 @pytest.mark.parametrize("damage", [
     {"format_version": 2}, {"disks": [{}]}, {"changes": [{"kind": "nonsense"}]}, {"facts": None}, {"volumes": 7},
     {"machine": {"name": "../evil", "facts": None, "disks": []}},
     {"disks": [{"id": "../../x", "path": "a", "size": 1, "sector_size": 512, "fingerprint": "", "format": "raw",
                 "image": "a"}]},
     {"changes": [{"kind": "bytes", "disk": "disk0", "offset": 0, "before": "zz", "after": "", "why": ""}]},
+    {"output": 7}, {"copy_all": None, "drivers": [None]}, {"sources": [SOURCE]}, {"legs": []},
+    {"sources": [SOURCE | {"size": 1 << 65}], "disks": [DISK]},
+    {"sources": [SOURCE | {"size": "8192"}], "disks": [DISK]},
+    {"sources": [SOURCE], "disks": [DISK | {"pieces": [PIECE | {"offset": 512}]}]},
+    {"sources": [SOURCE], "disks": [DISK | {"pieces": [PIECE | {"twins": [["disk1", float("inf")]]}]}]},
+    {"volumes": [{"name": "C", "layout": "basic", "members": [], "filesystem": "ntfs", "version": "3.1",
+                  "state": "clean", "used": 1}]},
 ])
 def test_a_damaged_document_is_a_plan_error(damage: dict[str, object]) -> None:
     document = to_json(a_plan([])) | damage
-    with pytest.raises(PlanError):
+    with pytest.raises(PlanError) as refused:
         from_json(document, {}.__getitem__)
+    assert refused.value.why and refused.value.next
 
 
 @pytest.mark.parametrize(("target", "controller"), [("kvm", "../evil"), ("hyperv", "lsi-53c1030"), ("vax", "piix-ide")])

@@ -16,5 +16,5 @@ def target_named(name: str) -> Target:
     try:
         return TARGETS[name]
     except KeyError:
-        raise PlanError(f"no target is called {name}", "--target",
-                        next="choose one of: " + ", ".join(TARGETS)) from None
+        raise PlanError(f"no target is called {name}", "--target", "a plan is for one of the targets that p2v knows",
+                        "choose one of: " + ", ".join(TARGETS)) from None
