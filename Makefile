@@ -9,7 +9,7 @@ DEMO = demo
 # mkntfs and its like lie in /usr/sbin, which Debian leaves out of an ordinary user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: setup test test-slow demo bench clean
+.PHONY: setup test test-slow fuzz demo bench clean
 
 setup: $(VENV)/.done
 
@@ -34,6 +34,11 @@ test: setup
 
 test-slow: setup
 	$(RUN) -m pytest -m slow
+
+# some minutes; FUZZ=2000 tries more inputs for each target
+FUZZ = 300
+fuzz: setup
+	P2V_FUZZ=$(FUZZ) $(RUN) -m pytest -m fuzz
 
 demo: setup
 	@$(RUN) -m fixtures.demo $(DEMO)
