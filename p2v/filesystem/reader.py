@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2v.errors import GuestError, MissingTool, ReadError, Unsupported, Where
 from p2v.filesystem.sourcefile import SourceFile
-from p2v.model import FileStat, Filesystem, Source, read
+from p2v.model import FileStat, Filesystem, Range, Source, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,7 @@ DEEPEST = 512  # folders in one path
 
 FOLDER, LABEL, SPARSE, COMPRESSED, ENCRYPTED = 0x10, 0x08, 0x200, 0x800, 0x4000  # file attributes
 LONGEST_SHORT = 12  # letters of an 8.3 name
+HOLE = 1  # flag of an extent that takes no space
 FIRST_USER_RECORD = 16  # NTFS: the files below are $MFT and its kin
 RECORD_NUMBER = (1 << 48) - 1  # of a file reference
 
@@ -123,6 +124,16 @@ class VolumeFiles:
             if hasattr(entry, "identifier"):
                 return int(entry.identifier)
             return int(entry.file_reference) & RECORD_NUMBER
+
+    def places(self, path: str) -> Sequence[Range]:
+        """Where a file's content lies, in bytes of the volume; none for what NTFS keeps in the MFT itself."""
+        with self._library(path):
+            entry = self._find(_parts(path))
+            if entry is None:
+                return []
+            found = [entry.get_extent(index) for index in range(entry.number_of_extents)]
+            return [Range(offset, length) for offset, length, flags in found
+                    if not flags & HOLE and offset >= 0 and length > 0]
 
     def head(self, path: str, length: int) -> bytes:
         """The first bytes of a file, at most length and at most as many as it has."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from p2v.guest.fixers import (
     boot_files,
     boot_ini,
+    boot_reach,
     boot_sectors,
     boot_storage,
     class_filters,
@@ -28,6 +29,7 @@ from p2v.model import Fixer
 
 FIXERS: Sequence[Fixer] = (  # in running order: what the boot meets first comes first
     boot_sectors,
+    boot_reach,
     boot_files,
     hal_kernel,
     boot_ini,
