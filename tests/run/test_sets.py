@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import p2v
-from fixtures import firmware, ftdata, md
+from fixtures import firmware, ftdata, lvm, md
 from p2v import arranging
 from p2v.errors import PlanError
 from p2v.model import Source, read
@@ -94,6 +94,16 @@ def test_a_set_without_a_guest_is_imaged_and_verified(tmp_path: Path, contents: 
     p2v.image(disks, tmp_path / "vm.raw", layout="collapse", compare=True)
     p2v.verify(tmp_path / "vm.raw.p2v", source=True)
     assert hashes_of(tmp_path / "vm.raw", whole=True) == hashes_of(contents[True].now, whole=True)
+
+
+def test_volumes_of_lvm_are_shown_and_their_disks_stay_as_they_are(tmp_path: Path) -> None:
+    text = lvm.group({"root": lvm.volume(lvm.striped(0, 4, [("pv0", 2)]))}, physical=1)
+    disk = tmp_path / "disk0.img"
+    disk.write_bytes(lvm.physical_volume(0, text, bytes(range(256)) * 8192))
+    seen = p2v.inspect([disk])
+    assert [(one.name.split(".")[0], one.layout) for one in seen.volumes] == [("lvm", "simple")] and not seen.pieces
+    p2v.image([disk], tmp_path / "copy.raw", layout="collapse")
+    assert (tmp_path / "copy.raw").read_bytes() == disk.read_bytes()
 
 
 @pytest.mark.parametrize("names", [
