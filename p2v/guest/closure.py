@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from p2v.drivers import Driver
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import controllers, devices, pe
+from p2v.guest import controllers, devices, pe, reach
 from p2v.guest.facts import number
 from p2v.guest.pe import Program
 from p2v.model import SECTOR, Guest, Target, read
@@ -27,7 +27,8 @@ def boot_closure(guest: Guest, target: Target) -> tuple[Finding, ...]:
     """What is missing for a boot on the target's controller. Severity ERROR stops the boot."""
     driver = controllers.in_place(target.controllers(guest.facts), guest)
     walk = _Walk(guest, driver)
-    return (*walk.loader(), *walk.services(), *walk.controller())
+    far = (finding for finding in reach.beyond(guest) if finding.severity is not Severity.INFO)
+    return (*walk.loader(), *walk.services(), *walk.controller(), *far)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class _Walk:
     def loader(self) -> Iterator[Finding]:
         """Kernel, HAL, the boot file system, and what they import."""
         root = self.facts.system_root
-        for name in ("ntoskrnl.exe", "hal.dll"):
+        for name in reach.programs(self.guest):
             yield from self._needs(f"{root}\\system32\\{name}", "the loader", Severity.ERROR)
         volume = self.guest.volumes[self.facts.boot_volume].source
         ntfs = volume.size >= SECTOR and read(volume, 3, 8) == b"NTFS    "

@@ -82,7 +82,7 @@ def _wanted(guest: Guest) -> Mapping[str, list[str]]:
     start = wanted.setdefault(facts.system_volume, [])
     start += [f"\\{name}" for name in ("ntldr", "ntdetect.com", "boot.ini", "bootfont.bin")]
     home = wanted.setdefault(facts.boot_volume, [])
-    home += [f"{facts.system_root}\\system32\\{name}" for name in (*_programs(guest), *_pages(guest))]
+    home += [f"{facts.system_root}\\system32\\{name}" for name in (*programs(guest), *_pages(guest))]
     home.append(facts.hives["SYSTEM"].path)
     home += [_image(guest, name) for name in facts.boot_drivers]
     for name, paths in wanted.items():
@@ -91,8 +91,8 @@ def _wanted(guest: Guest) -> Mapping[str, list[str]]:
     return wanted
 
 
-def _programs(guest: Guest) -> list[str]:
-    """Kernel and HAL, those of boot.ini's default line, too."""
+def programs(guest: Guest) -> list[str]:
+    """Kernel and HAL in system32: those that boot.ini's default line names, else the usual ones."""
     files = guest.files(guest.facts.system_volume)
     stat = files.stat("\\boot.ini")
     line = None

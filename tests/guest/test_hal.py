@@ -12,6 +12,7 @@ from fixtures.hives import Hive
 from fixtures.pe import StandIn, pe_file
 from p2v.errors import Finding, Severity
 from p2v.guest import hal
+from p2v.guest.closure import boot_closure
 from p2v.guest.fixers import boot_ini, hal_kernel
 from p2v.model import FileChange, MultiText, PEFacts
 from p2v.testing import DirGuest, check_fixer
@@ -308,3 +309,12 @@ def test_a_line_that_decides_itself(xp, piix_target, switch):
     wishes = list(boot_ini.plan(xp.guest(), piix_target))
     assert not [wish for wish in wishes if isinstance(wish, Finding)]
     assert b"NOEXECUTE=ALWAYSOFF /NOPAE" not in next(w.after.data for w in wishes if isinstance(w, FileChange))
+
+
+def test_the_boot_closure_looks_at_the_pair_that_starts(nt4, piix_target, tmp_path):
+    nt4.put("hal.dll", "halsp.dll")
+    fitted(nt4, piix_target, pack(tmp_path / "sp3"))
+    (nt4.folder / "WINNT/system32/hal.dll").unlink()  # the old one: not loaded any more
+    path = nt4.folder / "WINNT/system32/halup.dll"
+    path.write_bytes(pe_file(StandIn("hal.dll", SP3, ("ntoskrnl.exe", "nowhere.dll"))))
+    assert "needs nowhere.dll" in " ".join(finding.what for finding in boot_closure(nt4.guest(), piix_target))
