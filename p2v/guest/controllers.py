@@ -86,9 +86,14 @@ def in_place(controllers: Sequence[str], guest: Guest) -> Driver:
     """
     with Media(guest) as media:
         for driver in drivers.serving(controllers, guest.facts):
-            if all(media.installed(file) for file in driver.generation.file):
+            if all(_in_place(file, media) for file in driver.generation.file):
                 return driver
     return best(controllers, guest)
+
+
+def _in_place(file: DriverFile, media: Media) -> bool:
+    choice = media.installed(file)
+    return choice is not None and all(media.has(name) for name in choice.imports if name.endswith(".sys"))
 
 
 def examine(driver: Driver, media: Media) -> Option:

@@ -241,6 +241,15 @@ def test_what_was_fitted_is_closed(xp, names):
     assert not whole
 
 
+def test_the_closure_asks_for_the_controller_that_was_fitted(xp):
+    """A better one's driver that lies there, but cannot load, was not chosen and is not asked for."""
+    put(xp, "system32\\drivers\\viostor.sys", vendors("viostor.sys", (52, 1, 1, 1), ("storport.sys",)))
+    guest, target = guest_of(xp), Offering("virtio-blk", "piix-ide")
+    assert chosen(guest, *target.CONTROLLERS) == ["piix-ide"]
+    guest.apply([wish for wish in boot_storage.plan(guest, target) if not isinstance(wish, Finding)])
+    assert controllers.in_place(target.CONTROLLERS, guest.again()).manifest.name == "piix-ide"
+
+
 def test_what_inspect_shows(xp):
     put(xp, "inf\\scsi.inf", b"[Manufacturer]\n%L%=LSI\n[LSI]\n%D%=sym_hi_Inst, PCI\\VEN_1000&DEV_0012\n"
         b"[sym_hi_Inst.Services]\nAddService = sym_hi, 2, x\n")
