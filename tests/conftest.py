@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the package fixtures, which is not installed
 
-from fixtures import branded, fat32, guests
+from fixtures import branded, fat32, guests, variants
 from fixtures.servers import (
     Server,
     build_nt4_fat16,
@@ -187,3 +187,15 @@ def xp_guest(xp_tree: Path) -> DirGuest:
 def nt4_guest(nt4_tree: Path, atapi_folder: str) -> DirGuest:
     """The NT 4 server as a folder, with atapi.sys handed in."""
     return DirGuest({"disk0p1": nt4_tree}, drivers=[atapi_folder])
+
+
+@pytest.fixture
+def w2000_guest(tmp_path: Path) -> DirGuest:
+    """2000 Server (synthesised) on the PowerEdge as a folder."""
+    return variants.make(variants.VARIANTS[branded.POWEREDGE.name], tmp_path)
+
+
+@pytest.fixture
+def w2003_guest(tmp_path: Path) -> DirGuest:
+    """2003 Server (a stand-in) on the xSeries as a folder."""
+    return variants.make(variants.VARIANTS[branded.XSERIES.name], tmp_path)

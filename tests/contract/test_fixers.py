@@ -14,7 +14,7 @@ def test_names_differ():
 
 
 @pytest.mark.parametrize("fixer", FIXERS, ids=lambda fixer: fixer.NAME)
-@pytest.mark.parametrize("generation", ["xp_guest", "nt4_guest"])
+@pytest.mark.parametrize("generation", ["xp_guest", "nt4_guest", "w2000_guest", "w2003_guest"])
 def test_contract(fixer, generation, request, piix_target):
     check_fixer(fixer, request.getfixturevalue(generation), piix_target)
 

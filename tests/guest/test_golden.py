@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.servers import build_nt4_ntfs
 from p2v.errors import Finding
 from p2v.guest import pe
 from p2v.guest.closure import boot_closure
@@ -55,6 +56,22 @@ def test_the_plan_equals_the_list(case, target):
 def test_the_server_as_it_was_cannot_boot_on_the_target(case, target):
     findings = boot_closure(case[1], TARGETS[target])
     assert any(finding.severity.value == "error" for finding in findings)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_compressed_files_of_nt4_are_said_before_anything_is_edited(target, compressed_server, see):
+    """The writing door cannot open them on NTFS 1.2; both are read through the reading door."""
+    guest = see(compressed_server)
+    said = [wish.what for fixer in FIXERS for wish in fixer.plan(guest, TARGETS[target])
+            if isinstance(wish, Finding) and wish.severity.value == "error"]
+    assert said == ["\\boot.ini is compressed by NTFS",
+                    "\\WINNT\\system32\\drivers\\atapi.sys is compressed by NTFS"]
+
+
+@pytest.fixture(scope="module")
+def compressed_server(tmp_path_factory, corpus):
+    return build_nt4_ntfs(tmp_path_factory.mktemp("compressed"), corpus, compressed_boot_ini=True,
+                          compressed_driver=True)
 
 
 @pytest.mark.parametrize("name", SERVERS)
