@@ -101,7 +101,7 @@ def check_together(found: list[Rule] | tuple[Rule, ...]) -> None:
 
 def _faults(rule: Rule) -> Iterator[str]:
     """What types alone do not say."""
-    names = [name for name in rule.names if not re.fullmatch(r"[A-Za-z0-9]{2}[A-Za-z0-9_. -]*\*?", name)]
+    names = [name for name in rule.names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]+\*?", name)]
     if names or not rule.names:
         yield f"{names or 'nothing'} is no name of a service, nor a pattern of one"
     if unknown := [version for version in rule.versions if version not in VERSIONS]:
