@@ -16,6 +16,7 @@ from p2v.model import SECTOR, Collapsed, Plan, Range, Source, read
 from p2v.volume import find_volumes, holds_sets, metadata_ranges
 
 if TYPE_CHECKING:
+    from p2v.choosing import Decision
     from p2v.collapse import Built
 
 COLLAPSE, KEEP = "collapse", "keep"
@@ -73,12 +74,11 @@ def arrange(
     return Arranged(given, disks, has_sets=holds_sets(found))
 
 
-def chosen_legs(given: Mapping[str, Source], legs: Mapping[str, str] | None) -> dict[str, str]:
-    """Of each mirror whose leg is decided, the disk."""
+def decisions(given: Mapping[str, Source], legs: Mapping[str, str] | None) -> Mapping[str, Decision]:
+    """Of each mirror whose leg is decided, which and why."""
     from p2v.choosing import settle
 
-    settled = settle(find_volumes(given), by_id(given, legs or {}))
-    return {name: decision.leg for name, decision in settled.legs.items()}
+    return settle(find_volumes(given), by_id(given, legs or {})).legs
 
 
 def by_id(given: Mapping[str, Source], legs: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -49,7 +49,8 @@ class PlainDisk:
 
     raw: the pieces; source: with the patches over them. twin: like raw, the mirrored ranges as another leg has
     them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot,
-    each with the names of its legs' disks and its place on this one.
+    each with the names of its legs' disks and its place on this one. apart: offsets
+    of the pieces whose twin does not look like the chosen leg by metadata and filesystem: never in step.
     """
 
     base: str
@@ -59,6 +60,7 @@ class PlainDisk:
     source: Source
     twin: Source | None
     helped: tuple[tuple[Mirrored, tuple[str, ...], int], ...] = ()
+    apart: frozenset[int] = frozenset()
 
     @property
     def mirrored(self) -> list[Piece]:
@@ -114,12 +116,15 @@ def collapse(
                 + ("; ".join(decision.reasons) or "their histories differ"), "leave --trust-equal out")
     legs = {name: decision.leg for name, decision in settled.legs.items()}
     said = tuple(dict.fromkeys((*layout.findings, *settled.findings)))
-    return _Collapse(disks, settled.layout, in_step=in_step, shared=shared).built(legs, said)
+    apart = {(member.disk, member.offset) for volume in settled.layout.volumes if volume.name in settled.legs
+             for member in volume.members if member.disk in settled.legs[volume.name].differing}
+    return _Collapse(disks, settled.layout, apart, in_step=in_step, shared=shared).built(legs, said)
 
 
 class _Collapse:
-    def __init__(self, disks: Mapping[str, Source], layout: Layout, *, in_step: bool, shared: bool) -> None:
-        self.disks = disks
+    def __init__(self, disks: Mapping[str, Source], layout: Layout, apart: Collection[tuple[str, int]], *,
+                 in_step: bool, shared: bool) -> None:
+        self.disks, self.apart = disks, apart
         self.volumes = {volume.name: self._readable(disks, volume, in_step=in_step or shared)
                         for volume in layout.volumes}
         self.partitions = {id: [p for p in layout.partitions if p.disk == id] for id in disks}
@@ -298,13 +303,13 @@ class _Collapse:
         return Piece(offset, length, volume.name)
 
     def _code(self, id: str) -> bytes:
-        """Boot code for a leg that has none: another leg's, or free code."""
-        for other, source in self.disks.items():
-            if other != id:
-                with contextlib.suppress(P2VError):
-                    sector = read(source, 0, SECTOR)
-                    if any(sector[newtable.CODE]) and sector[510:] == b"\x55\xaa":
-                        return sector[newtable.CODE]
+        """Boot code for a leg that has none: that of the system volume's other leg, or free code."""
+        others = [m.disk for m in self.system.members if m.disk != id] if self.system else []
+        for other in others:
+            with contextlib.suppress(P2VError):
+                sector = read(self.disks[other], 0, SECTOR)
+                if any(sector[newtable.CODE]) and sector[510:] == b"\x55\xaa":
+                    return sector[newtable.CODE]
         return newtable.standard_code()
 
     # -- sources
@@ -317,7 +322,8 @@ class _Collapse:
         if any(piece.twins for piece in pieces):
             twin = Assembled([self._part(piece, twin=True) for piece in pieces], f"{like.name} (the other leg)",
                              size=pieces[-1].end, sector_size=like.sector_size)
-        return PlainDisk(base, tuple(pieces), tuple(patches), self._assembled(pieces, like), whole, twin, helped)
+        apart = frozenset(piece.offset for piece in pieces if piece.twins and piece.twins[0] in self.apart)
+        return PlainDisk(base, tuple(pieces), tuple(patches), self._assembled(pieces, like), whole, twin, helped, apart)
 
     def _assembled(self, pieces: Sequence[Piece], like: Source, patches: Sequence[tuple[int, bytes]] = ()) -> Assembled:
         return Assembled([self._part(piece) for piece in pieces], like.name, size=pieces[-1].end,

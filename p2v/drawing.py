@@ -70,10 +70,11 @@ def svg(plan: Plan) -> str:
 
 
 def _bar(pieces: Sequence[Piece], y: int, names: Mapping[str, str], colours: Mapping[str, str]) -> Iterator[str]:
-    scale = (WIDTH - LEAST * len(pieces)) / max(pieces[-1].end, 1)
+    least = min(LEAST, WIDTH / (2 * len(pieces)))
+    scale = (WIDTH - least * len(pieces)) / max(pieces[-1].end, 1)
     x = float(LEFT)
     for piece in pieces:
-        width = LEAST + piece.length * scale
+        width = least + piece.length * scale
         colour = colours.get(piece.source, ZERO if not piece.source else "#bab0ac")
         tip = f"{piece.offset:#x} to {piece.end:#x}: {_origin(piece, names)}"
         yield (f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}" fill="{colour}" stroke="white">'

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from p2v import places, planning, record, refresh
-from p2v.arranging import KEEP, Arranged, arrange
+from p2v.arranging import KEEP, Arranged, arrange, decisions
 from p2v.conversion import Result, spared
 from p2v.copy import CopyReport, bad_in_any, plan_copy, refuse_differing, run_copy, verify_copy
 from p2v.diskcopy import DiskCopy, Options, map_path
@@ -84,6 +84,7 @@ def image(
         work = Work(disks, jobs, run, wanted, options, progress, cancel)
         places.refuse_sizes(sources, disks, images)
         if since is not None:
+            record.refuse_other_legs(run, arranged)
             reports, findings = refresh.update(work, Path(since))
             return Result(str(run.folder), files, 0, reports, (*said, *findings))
         if places.claim(run, jobs, wanted, resume=resume, force=force):
@@ -115,8 +116,8 @@ def arrange_for_image(
         from p2v.pairing import compare_mirrors
         from p2v.volume import find_volumes
 
-        compared = compare_mirrors(find_volumes(given).mirrors, arranged.built.legs if arranged.built else {},
-                                   progress=progress, cancel=cancel)
+        compared = compare_mirrors(find_volumes(given).mirrors, decisions(given, legs), progress=progress,
+                                   cancel=cancel)
         findings = [said for one in compared for said in one.findings]
         if compared and all(one.in_step for one in compared):
             arranged = arrange(given, legs, layout, in_step=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from p2v.arranging import Arranged, arrange, by_id, chosen_legs
+from p2v.arranging import Arranged, arrange, by_id, decisions
 from p2v.errors import Finding, P2VError, PlanError, ReadError
 from p2v.filesystem import examine
 from p2v.model import (
@@ -82,7 +82,7 @@ def inspect(
             return replace(_inspected(given, layout, legs), options=options)
         from p2v.pairing import compare_mirrors
 
-        compared = compare_mirrors(layout.mirrors, chosen_legs(given, legs), progress=progress, cancel=cancel)
+        compared = compare_mirrors(layout.mirrors, decisions(given, legs), progress=progress, cancel=cancel)
         found = _inspected(given, layout, legs, in_step=all(one.in_step for one in compared))
         return replace(found, compared=tuple(f"{one.volume}\n{one.drawing}" for one in compared), options=options,
                        findings=(*found.findings, *(said for one in compared for said in one.findings)))

@@ -118,8 +118,11 @@ class _Table:
             yield from self.entry(place, b"\x80" if seat.active else b"\0", "the BIOS starts the system volume")
         base = place // SECTOR if partition.logical else 0  # a logical one counts from its own table
         if seat.offset != partition.offset or not seat.length <= partition.length <= room:
-            yield from self.entry(place + 8, struct.pack("<II", seat.offset // SECTOR - base, seat.length // SECTOR),
-                                  f"the entry says where {seat.what} lies, and nothing of its neighbours")
+            why = f"the entry says where {seat.what} lies, and nothing of its neighbours"
+            start, count = seat.offset // SECTOR, seat.length // SECTOR
+            yield from self.entry(place + 8, struct.pack("<II", start - base, count), why)
+            yield from self.entry(place + 1, start_chs(start, self.geometry), why)
+            yield from self.entry(place + 5, end_chs(start + count - 1, self.geometry), why)
 
     def free(self, gone: Collection[int], after: int) -> Iterator[int]:
         """Places of unused primary entries, those behind the kept ones first: numbers of the others then stay."""

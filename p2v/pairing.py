@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2v.checkpoint import Keeper
+from p2v.choosing import Decision
 from p2v.coarse import Coarse
 from p2v.collapse import PlainDisk
 from p2v.comparing import Comparison, compare, cut, data_of
@@ -73,26 +74,30 @@ class Compared:
 
 
 def compare_mirrors(
-    mirrors: Sequence[Mirror], legs: Mapping[str, str], *, progress: Progress = no_progress,
+    mirrors: Sequence[Mirror], decisions: Mapping[str, Decision], *, progress: Progress = no_progress,
     cancel: Cancel | None = None,
 ) -> list[Compared]:
-    """Each mirror's legs against each other, all of them read at once. legs: the chosen ones, by mirror.
+    """Each mirror's legs against each other, all of them read at once. decisions: by mirror, as far as made.
 
+    Legs whose metadata or filesystem differ in age are not in step, whatever the bytes say that both could read:
+    what tells them apart may lie where one of them cannot be read.
     Raises Cancelled, DeviceGone when a leg goes away.
     """
     return [one for mirror in mirrors if len(mirror.legs) > 1
-            for one in _compared(mirror, legs.get(mirror.name, mirror.legs[0].disk), progress, cancel)]
+            for one in _compared(mirror, decisions.get(mirror.name), progress, cancel)]
 
 
-def _compared(mirror: Mirror, chosen: str, progress: Progress, cancel: Cancel | None) -> list[Compared]:
+def _compared(mirror: Mirror, decision: Decision | None, progress: Progress, cancel: Cancel | None) -> list[Compared]:
+    chosen = decision.leg if decision else mirror.legs[0].disk
     legs = sorted(mirror.legs, key=lambda leg: leg.disk != chosen)
     sources = [Window(leg.source, 0, mirror.size, f"{mirror.name} on {leg.disk}") for leg in legs]
+    alike = decision is not None and not decision.differing
 
     def said(_stage: str, done: int, total: int) -> None:
         progress(f"compare {mirror.name}", done, total)
 
     found = compare(sources, size=mirror.size, progress=said, cancel=cancel)
-    return [_judged(cut(found, span), Window(sources[0], span.offset, span.length, name), name)
+    return [_judged(cut(found, span), Window(sources[0], span.offset, span.length, name), name, alike=alike)
             for name, span in _volumes(mirror.name, sources[0])]
 
 
@@ -103,8 +108,9 @@ def _volumes(name: str, leg: Source) -> list[tuple[str, Range]]:
         or [(name, Range(0, leg.size))]
 
 
-def _judged(found: Comparison, source: Source, name: str) -> Compared:
+def _judged(found: Comparison, source: Source, name: str, *, alike: bool) -> Compared:
     owners = classify(found, source, _examined(source))
+    owners = replace(owners, in_step=owners.in_step and alike)
     return Compared(name, owners.in_step, draw(found, owners), tuple(told(found, owners, name)))
 
 
@@ -183,6 +189,8 @@ def copy_both(
                                    progress=progress, cancel=cancel)
             judged = [(name, span, classify(cut(found, span), volume, _examined(volume)))
                       for name, span, volume in _placed(copying.disk, plain.source, piece)]
+            if piece.offset in plain.apart:
+                judged = [(name, span, replace(owners, in_step=False)) for name, span, owners in judged]
             pair = Pair(copying.source, plain.twin, names, all(owners.in_step for _, _, owners in judged),
                         Range(piece.offset, piece.length), coarse, options.from_stale,
                         _protected(plain.source, piece, report) if options.from_stale else ())

@@ -334,7 +334,7 @@ def seen_through_legs(
         return arranged, seen, []
     from p2v.pairing import compare_mirrors
 
-    compared = compare_mirrors(mirrors, arranging.chosen_legs(given, legs), progress=progress)
+    compared = compare_mirrors(mirrors, arranging.decisions(given, legs), progress=progress)
     findings = [said for one in compared for said in one.findings]
     if all(one.in_step for one in compared):
         arranged = arrange(given, legs, layout, in_step=True)

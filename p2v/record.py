@@ -76,6 +76,16 @@ def save_inputs(
                            for source in sources])
 
 
+def refuse_other_legs(run: RunDir, arranged: Arranged) -> None:
+    """Raises PlanError when an image would be brought up to date from other legs than it was made of."""
+    made = run.state().get("collapsed")
+    now = dict(arranged.built.legs) if arranged.built else None
+    if (made or {}).get("legs") != now:
+        raise PlanError("the image was made of other legs, or of disks as they are", Where(item=str(run.folder)),
+                        f"then {(made or {}).get('legs') or 'none'}, now {now or 'none'}",
+                        "name the legs and --layout of the first time, or copy anew with --force")
+
+
 @contextlib.contextmanager
 def inputs(run: RunDir) -> Iterator[list[Source]]:
     """The disks of a run once more, in the images' order. Raises PlanError and what open_source raises."""

@@ -18,7 +18,7 @@ from p2v.errors import PlanError, Severity, Where
 from p2v.filesystem import examine, open_files
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
-from p2v.model import Range, Source, no_progress
+from p2v.model import Range, no_progress
 from p2v.pairing import COMPARED, Copying, LegOptions, Outcome, copy_both, short_names
 from p2v.source.device import open_disk
 from p2v.testing import FaultySource, MemorySource
@@ -27,15 +27,15 @@ from p2v.volume import find_volumes
 
 def copied(server: LdmServer, folder: Path, options: LegOptions = COMPARED, *, format: str = "qcow2",
            more_bad: Sequence[Range] = ()) -> tuple[Outcome, Path]:
-    """The server's plain disk as an image; server.bad cannot be read, and more_bad of disk 0."""
+    """The server's plain disk as an image; server.bad cannot be read, and more_bad of disk 0 (from when it copies)."""
     with ExitStack() as stack:
-        given: dict[str, Source] = {}
+        given: dict[str, FaultySource] = {}
         for number, path in enumerate(server.disks):
             source = open_disk(str(path))
             stack.callback(source.close)
-            bad = [*server.bad.get(path, ()), *(more_bad if number == 0 else ())]
-            given[f"disk{number}"] = FaultySource(source, bad)
+            given[f"disk{number}"] = FaultySource(source, server.bad.get(path, ()))
         made = arranging.arrange(given, shared=options.trust_equal)
+        given["disk0"].bad = tuple(sorted((*given["disk0"].bad, *more_bad), key=lambda spot: spot.offset))
         assert made.built is not None
         plain = made.built.disks["disk0"]
         extents = plan_copy(plain.source)
@@ -94,6 +94,18 @@ def test_a_stale_leg_fills_nothing_unless_the_user_says_so(tmp_path: Path) -> No
     assert any("differ" in finding.what and finding.severity is Severity.WARNING for finding in outcome.findings)
     differing = {path for path, digest in hashes(image).items() if digest != data_of(server, 0)[path]}
     assert len(differing) == 2  # of the two holes; all else is the current leg's
+
+
+def test_a_stale_leg_whose_differences_hide_in_the_holes_fills_nothing(tmp_path: Path) -> None:
+    """Where both can be read they are equal, yet metadata and filesystem say that one of them is months old."""
+    server = mirrors.BUILDERS["ldm-mirror-stale"](tmp_path / "server")
+    part = server.assemblies[0].parts[0]
+    legs = [disk.read_bytes()[part.offset:part.offset + part.length] for disk in server.disks]
+    chunks = range(0, part.length, 4096)  # even the journal, once the evidence was read
+    holes = [Range(part.offset + at, 4096) for at in chunks if legs[0][at:at + 4096] != legs[1][at:at + 4096]]
+    assert holes
+    outcome, _ = copied(server, tmp_path, more_bad=holes)
+    assert outcome.report.bad and {one.leg for one in outcome.filled} <= {"disk0.img"}
 
 
 def test_by_the_users_word_old_content_fills_holes_in_plain_files(tmp_path: Path) -> None:
