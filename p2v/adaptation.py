@@ -205,6 +205,11 @@ def _plan(
     """A plan whose images are the sources."""
     made = planning.plan(paths, target=target, output=run.folder, drivers=drivers, source_format=source_format,
                          progress=progress, holding=holding)
+    if made.sources:
+        raise Unsupported("images of mirrors or dynamic disks are not edited where they lie",
+                          Where(item=", ".join(str(path) for path in paths)),
+                          "the VM needs plain disks, which have to be put together from these",
+                          f"convert them: p2v convert {' '.join(str(path) for path in paths)} -o FOLDER")
     disks = tuple(replace(disk, image=disk.path, format=disk.source_format) for disk in made.disks)
     machine = replace(made.machine, name=paths[0].stem, disks=tuple(planning.machine_disks(disks, run.folder)))
     findings = (*made.findings, *not_taken(machine, target_named(target)))

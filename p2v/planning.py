@@ -61,6 +61,11 @@ RESCUE_FIRST = (
     "then run p2v adapt rescued.img"
 )
 
+ASK_THE_OTHER_LEG = (
+    "give all disks of the mirror to p2v convert: what one cannot read it takes from the other, where they are in "
+    "step; a disk that fails too much may be copied with GNU ddrescue first, and its copy given in its place"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -86,7 +91,7 @@ class View:
             return self.guest
         unknown = self.unknown or Unsupported("no guest was looked for", why="the disks were not opened for that",
                                               next="report this")
-        for bad in read_errors(self.sources or self.disks):
+        for bad in read_errors(self.sources or self.disks, in_sets=self.collapsed is not None):
             raise ReadError(f"{bad.what}, and {unknown.what}", bad.where, bad.why, bad.next) from unknown
         others = [f for f in self.findings if f.severity is not Severity.INFO and f.what != unknown.what]
         why = "; ".join([unknown.why, *(f"{finding.what} ({finding.where})" for finding in others[:5])])
@@ -100,7 +105,7 @@ class View:
             found += filesystem.findings
         if self.guest is not None:
             found += self.guest.findings
-        found += read_errors(self.sources or self.disks)
+        found += read_errors(self.sources or self.disks, in_sets=self.collapsed is not None)
         return found + ([self.unknown.as_finding()] if self.unknown else [])
 
 
@@ -165,14 +170,17 @@ def opened(
         yield disks
 
 
-def read_errors(disks: Mapping[str, Source]) -> list[Finding]:
-    """One finding for each disk that could not be read in places, as far as was read yet."""
+def read_errors(disks: Mapping[str, Source], *, in_sets: bool = False) -> list[Finding]:
+    """One finding for each disk that could not be read in places, as far as was read yet.
+
+    in_sets: they are members of mirrors and sets.
+    """
     return [
         Finding(
             f"{source.name} has read errors: {len(source.failed)} range(s) so far",
             Where(source.name, source.failed[0].offset, source.failed[0].length),
             "the disk is failing: each further read may be its last, and what cannot be read is zeroes in the image",
-            RESCUE_FIRST,
+            ASK_THE_OTHER_LEG if in_sets else RESCUE_FIRST,
             Severity.WARNING,
         )
         for source in disks.values()

@@ -248,3 +248,18 @@ def test_an_image_of_two_legs_says_what_came_from_the_other_one(tmp_path: Path) 
         result = p2v.image(server.disks, tmp_path / "vm.raw", layout="collapse", compare=True)
     (said,) = [finding for finding in result.findings if "come from another leg" in finding.what]
     assert not result.reports["disk0"].bad and str(server.disks[1]) in said.why
+
+
+def test_a_member_of_a_mirror_is_not_adapted_where_it_lies(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    before = server.disks[0].read_bytes()
+    with pytest.raises(Unsupported) as refused:
+        p2v.adapt([server.disks[0]])
+    assert "p2v convert" in refused.value.next and server.disks[0].read_bytes() == before
+
+
+def test_a_failing_leg_is_not_sent_to_adapt(tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror-holes"](tmp_path / "server")
+    with failing({server.disks[0]: (Range(server.assemblies[0].parts[0].offset + 512, 512),)}):
+        said = [f for f in p2v.inspect(server.disks).findings if "read errors" in f.what]
+    assert said and all("adapt" not in finding.next and "p2v convert" in finding.next for finding in said)
