@@ -233,7 +233,7 @@ def _why(mirror: Mirror, opinion: _Opinion) -> Iterator[str]:
     elif mirror.missing:
         yield f"a further copy is missing: {', '.join(mirror.missing)}"
     if opinion.alike:
-        yield "that they are equal is not known: nobody has compared them"
+        yield "whether they are equal, only a comparison tells"
 
 
 def _label(mirror: Mirror) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from p2v.errors import Cancelled, P2VError
+from p2v.errors import Cancelled, P2VError, PlanError
 
 if TYPE_CHECKING:
     from p2v.conversion import Result
@@ -237,6 +237,7 @@ def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_j
     import p2v
     from p2v.folder import claim
     from p2v.planfile import to_json
+    from p2v.planning import errors_of
     from p2v.rundir import RunDir
 
     made = p2v.plan(disks, output=output, **words)
@@ -249,6 +250,8 @@ def plan(disks: tuple[str, ...], output: str, force: bool, svg: str | None, as_j
 
         save_bytes(Path(svg), draw(made).encode())
     print(json.dumps(to_json(made), indent=2) if as_json else p2v.render(made))
+    if errors_of(made):
+        sys.exit(PlanError.exit_code)  # shown and kept, but it cannot be run
 
 
 @main.command()

@@ -162,9 +162,8 @@ class _Collapse:
     def base(self) -> str:
         """The source whose table the boot disk gets: the chosen leg of the system volume lies on it."""
         volume = self.system or next((v for v in self.volumes.values() if v.origin and v.origin.boot), None)
-        if volume is not None and volume.members[0].disk in self.disks:
-            return volume.members[0].disk
-        return next(iter(self.disks))
+        members = [m.disk for m in volume.members if m.disk in self.disks] if volume is not None else []
+        return next((id for id in members if self._has_table(id)), next(iter([*members, *self.disks])))
 
     @cached_property
     def homes(self) -> dict[str, str]:
@@ -238,7 +237,8 @@ class _Collapse:
         dropped = tuple(id for id in self.disks if id not in kept)
         said = [_left(self.disks[id].name) for id in dropped if any(
             m.disk == id for v in self.volumes.values() if v.layout == "mirrored" for m in v.members[1:])]
-        return Built(disks, legs, self._collapsed(disks), dropped, (*findings, *said))
+        heard = [_spared(finding, {self.disks[id].name for id in dropped}) for finding in findings]
+        return Built(disks, legs, self._collapsed(disks), dropped, (*heard, *said))
 
     def _is_member(self, id: str) -> bool:
         return any(m.disk == id for v in self.volumes.values() if is_dissolved(v) for m in v.members)
@@ -442,6 +442,15 @@ def _tiled(cuts: Sequence[Piece], size: int, rest: str) -> list[Piece]:
         raise PlanError("a volume reaches past the end of its disk", Where(rest, size, at - size),
                         "the disk is cut short", "give the whole disk")
     return pieces
+
+
+def _spared(finding: Finding, dropped: Collection[str]) -> Finding:
+    """An unreadable table stops nothing where the VM does not get that disk: the other leg's table serves."""
+    where = finding.where
+    if finding.severity is Severity.ERROR and where.source in dropped and where.offset == 0:
+        return replace(finding, severity=Severity.WARNING,
+                       next="nothing: the table of the mirror's other disk is used")
+    return finding
 
 
 def _left(name: str) -> Finding:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from p2v.errors import LayoutError, PlanError, Unsupported, Where
+from p2v.errors import LayoutError, PlanError, ReadError, Unsupported, Where
 from p2v.model import SECTOR, Source, read
 from p2v.source.split import inner_name, open_file, open_parts, parts_of
 
@@ -65,7 +65,10 @@ def contradiction(path: str, name: str) -> PlanError | LayoutError | None:
     """What to raise where a file's content is not what its name says; None where nothing speaks against it."""
     if not os.path.isfile(path):
         return None
-    found = _content(path)
+    try:
+        found = _content(path)
+    except ReadError:  # what cannot be read contradicts nothing; whoever needs it will say so
+        return None
     if found == name or (name == "raw" and not found):
         return None
     if name == "raw":

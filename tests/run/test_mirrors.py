@@ -22,6 +22,7 @@ from p2v.filesystem import examine, open_files
 from p2v.filesystem.hit import file_extents
 from p2v.model import GuestFiles, Range, Source, read
 from p2v.planfile import contents, from_json, to_json
+from p2v.planning import errors_of
 from p2v.rendering import render_inspection
 from p2v.source.device import open_disk
 from p2v.source.nbd import open_image
@@ -263,3 +264,12 @@ def test_a_failing_leg_is_not_sent_to_adapt(tmp_path: Path) -> None:
     with failing({server.disks[0]: (Range(server.assemblies[0].parts[0].offset + 512, 512),)}):
         said = [f for f in p2v.inspect(server.disks).findings if "read errors" in f.what]
     assert said and all("adapt" not in finding.next and "p2v convert" in finding.next for finding in said)
+
+
+@pytest.mark.parametrize("leg", [0, 1])
+def test_a_leg_whose_very_first_sector_is_bad(leg: int, tmp_path: Path) -> None:
+    server = mirrors.BUILDERS["ldm-mirror"](tmp_path / "server")
+    with failing({server.disks[leg]: (Range(0, 512),)}):
+        plan = p2v.plan(server.disks, output=tmp_path / "out")
+    assert not errors_of(plan) and len(plan.disks) == 1
+    assert plan.disks[0].pieces[0].source == f"disk{1 - leg}"  # its table, the only one that can be read
