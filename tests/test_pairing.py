@@ -18,7 +18,7 @@ from p2v.errors import PlanError, Severity, Where
 from p2v.filesystem import examine, open_files
 from p2v.formats import FORMATS
 from p2v.keeping import CopyLog, Job, copy_image
-from p2v.model import Range, no_progress
+from p2v.model import Range, Source, no_progress
 from p2v.pairing import COMPARED, Copying, LegOptions, Outcome, copy_both, short_names
 from p2v.source.device import open_disk
 from p2v.testing import FaultySource, MemorySource
