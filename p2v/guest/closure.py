@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from p2v.drivers import Driver
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import controllers, devices, pe, reach
+from p2v.guest import controllers, devices, images, pe, reach
 from p2v.guest.facts import number
 from p2v.guest.pe import Program
 from p2v.model import SECTOR, Guest, Target, read
@@ -239,12 +239,17 @@ class _Walk:
             for name in ("UpperFilters", "LowerFilters"):
                 value = self.hive.value(key, name)
                 for filter in value.texts if value else ():
-                    service = f"{self.set}Services\\{filter}"
-                    start = number(self.hive, service, "Start")
-                    path = self._image(service, filter)
-                    if start is None or start == DISABLED or path is None or isinstance(self._look(path), str):
-                        yield self._finding(f"the class filter {filter} cannot load", f"{key}:{name}",
-                                            "a device whose filter fails does not start: 0x7B")
+                    yield from self._filter(filter, f"{key}:{name}")
+
+    def _filter(self, name: str, place: str) -> Iterator[Finding]:
+        """A filter whose file may lie on another drive is no proof that Windows stops."""
+        control_set = self.set.rstrip("\\")
+        start = number(self.hive, f"{self.set}Services\\{name}", "Start")
+        path = images.service_file(self.guest, control_set, name)
+        if start is None or start == DISABLED or path is None or isinstance(self._look(path), str):
+            unsure = start not in (None, DISABLED) and images.elsewhere(self.guest, control_set, name)
+            yield self._finding(f"the class filter {name} {'may not' if unsure else 'cannot'} load", place,
+                                "a device whose filter fails does not start: 0x7B", severe=not unsure)
 
     def _finding(self, what: str, key: str, why: str, *, severe: bool = True) -> Finding:
         return Finding(what, Where(item=f"SYSTEM\\{key}"), why, "convert the server with p2v",

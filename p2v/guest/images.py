@@ -6,7 +6,7 @@ import re
 
 from p2v.errors import GuestError
 from p2v.guest import pe
-from p2v.guest.facts import number
+from p2v.guest.facts import VERSION_KEY, number
 from p2v.model import Guest, PEFacts
 
 DRIVERS = (1, 2, 8)  # Type of kernel drivers, file systems, recognizers
@@ -35,6 +35,16 @@ def service_file(guest: Guest, control_set: str, service: str) -> str | None:
     if re.match(r"[A-Za-z]:\\", path):
         return path[2:]
     return None if not path or path.startswith(("\\", "%")) or ":" in path else f"{root}\\{path}"
+
+
+def elsewhere(guest: Guest, control_set: str, service: str) -> bool:
+    """May the service's file lie where it is not looked for: by a path that cannot be followed, or on another drive?"""
+    if service_file(guest, control_set, service) is None:
+        return True
+    value = guest.hive("SYSTEM").value(f"{control_set}\\Services\\{service}", "ImagePath")
+    letter = re.match(r'"?(?:\\\?\?\\)?([A-Za-z]):\\', value.text.strip()) if value else None
+    root = guest.hive("SOFTWARE").value(VERSION_KEY, "SystemRoot")
+    return letter is not None and (root is None or root.text[:1].lower() != letter[1].lower())
 
 
 def look(guest: Guest, path: str | None) -> PEFacts | str:

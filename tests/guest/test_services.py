@@ -145,6 +145,21 @@ def test_dead_filters_leave_and_the_others_keep_their_order(xp_tree, piix_target
     assert "nofile.sys is not there" in lower and "wrong, its file is for x64" in lower
 
 
+@pytest.mark.parametrize(("image", "stays"), [
+    ("\\Device\\HarddiskVolume2\\x.sys", True), ("%Vendor%\\x.sys", True), ("\\??\\D:\\Tools\\x.sys", True),
+    ("\\??\\C:\\Tools\\x.sys", False), ("system32\\x.sys", False)])
+def test_a_filter_that_may_lie_elsewhere_is_not_called_dead(xp_tree, piix_target, image, stays):
+    def edit(hive):
+        service(hive, "x", 1, ImagePath=ExpandText(image))
+        hive.set(DISKS, UpperFilters=MultiText("PartMgr", "x"))
+
+    guest = edited(xp_tree, edit)
+    wanted = {} if stays else {f"{DISKS}:UpperFilters": MultiText("PartMgr")}
+    assert values(class_filters.plan(guest, piix_target)) == wanted
+    (found,) = [one for one in boot_closure(guest, piix_target) if "class filter x" in one.what]
+    assert found.severity is (Severity.WARNING if stays else Severity.ERROR), "what is not known refuses nothing"
+
+
 def test_the_class_drivers_stay_in_their_lists(xp_tree, piix_target):
     def edit(hive):
         hive.set(SERVICES + "kbdclass", Start=DWord(4))

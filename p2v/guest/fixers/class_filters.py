@@ -65,6 +65,8 @@ def _dead(guest: Guest, control_set: str, service: str, off: set[str]) -> str:
         return "the service is off"
     if service.lower() in off:
         return "the service is not for this VM"
+    if images.elsewhere(guest, control_set, service):  # nothing says that it cannot load
+        return ""
     found = images.look(guest, images.service_file(guest, control_set, service))
     if isinstance(found, str):
         return found
