@@ -217,6 +217,7 @@ def test_another_controller_than_the_best_is_said(xp):
     (finding,) = [wish for wish in wishes if isinstance(wish, Finding)]
     assert finding.severity is Severity.WARNING
     assert finding.what == "the VM's disks must be on LSI 53C895A SCSI" and "BusLogic SCSI" in finding.why
+    assert "take vmscsi.sys" in finding.next and "vmscsi-1.2.0.4.flp" in finding.next, "enough to go and get it"
 
 
 def test_nt4_gets_one_controller(nt4_tree):

@@ -36,7 +36,7 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:
         found = controllers.options(target.controllers(guest.facts), guest, media)
         chosen = found[0]
         fitted = found if chosen.driver.plug_and_play else found[:1]
-        yield from _second_best(guest, target, chosen)
+        yield from _second_best(guest, target, chosen, media)
         yield from _files(guest, fitted)
         yield from media.findings
     edits = Edits(guest, NAME)
@@ -63,15 +63,19 @@ def _fit(edits: Edits, control_set: str, generation: Generation, done: set[str])
             yield from _row(edits, control_set, row)
 
 
-def _second_best(guest: Guest, target: Target, chosen: Option) -> Iterator[Finding]:
+def _second_best(guest: Guest, target: Target, chosen: Option, media: Media) -> Iterator[Finding]:
     """The VM must have the controller that the guest was fitted to, and that is not the one it would have had."""
     best = controllers.best(target.controllers(guest.facts), guest)
-    if best.manifest.name != chosen.driver.manifest.name:
-        yield Finding(
-            f"the VM's disks must be on {chosen.driver.manifest.title}", Where(item=chosen.driver.manifest.name),
-            f"{best.manifest.title} would come first, but some of its driver files are nowhere on this guest",
-            "give those with --drivers PATH (p2v inspect names them), or choose this controller for the VM",
-            Severity.WARNING, NAME)
+    if best.manifest.name == chosen.driver.manifest.name:
+        return
+    missing = controllers.examine(best, media).missing
+    names = ", ".join(error.where.item for error in missing)
+    yield Finding(
+        f"the VM's disks must be on {chosen.driver.manifest.title}", Where(item=chosen.driver.manifest.name),
+        f"{best.manifest.title} would come first, but {names} cannot be had: "
+        + "; ".join(error.why for error in missing),
+        "\n".join(("nothing, if that controller will do; else", *(error.next for error in missing))),
+        Severity.WARNING, NAME)
 
 
 # ---------------------------------------------------------------------------------------------
