@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -54,6 +55,13 @@ def test_every_option_in_the_readme_is_one_of_ours() -> None:
     assert said <= {*ours, "--help"}
 
 
+def test_a_command_in_the_readme_takes_the_options_that_stand_beside_it() -> None:
+    spans = [*re.findall(r"`([^`]+)`", README), *re.findall(r"^    \$ (.+)", README, re.MULTILINE)]
+    for command, words in re.findall(r"^p2v (\w+)(.*)", "\n".join(spans), re.MULTILINE):
+        takes = {word for option in main.commands[command].params for word in option.opts}
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", words)) <= {*takes, "--help"}, f"p2v {command}{words}"
+
+
 def test_every_volume_reader_is_in_the_readmes_table() -> None:
     table = README.split("| | layouts | in the VM |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([a-z]+)`", re.sub(r"shown by `inspect`", "", table))) == {r.NAME for r in READERS}
@@ -103,3 +111,10 @@ def test_no_word_of_the_machine_it_was_made_on() -> None:
 def test_the_packages_section_headers_are_read() -> None:
     text = (ROOT / "packages.txt").read_text()
     assert "# [run]" in text and "# [test]" in text
+
+
+def test_what_is_debians_binding_is_not_asked_of_pip() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    bindings = set(re.findall(r"^python3-(?:lib)?(\w+)", (ROOT / "packages.txt").read_text(), re.MULTILINE)) - {"venv"}
+    assert bindings >= {"guestfs", "nbd", "hivex", "parted"}
+    assert not [name for name in asked if any(binding in name for binding in bindings)]
