@@ -55,7 +55,7 @@ def adapt(
     if not run.state().get("writing"):
         made = _plan(paths, run, target, drivers, source_format, progress)
         if not made.changes:
-            return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
+            return _nothing_to_do(made, run, on_plan)
     with run.locked(), run.logged("adapt", progress) as told:
         interrupted = finish_interrupted(run, told)
         if interrupted:
@@ -63,7 +63,7 @@ def adapt(
         made = _plan(paths, run, target, drivers, source_format, told, holding=True)
         folder.refuse_errors(made)
         if not made.changes:
-            return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
+            return _nothing_to_do(made, run, on_plan)
         if on_plan is not None:
             on_plan(made)
         check_cancelled(cancel)
@@ -72,6 +72,16 @@ def adapt(
         files = _finish(whole, run)
         return made, conversion.Result(str(run.folder), files, len(made.changes), {},
                                        tuple(conversion.appliance_finding(run)))
+
+
+def _nothing_to_do(
+    made: Plan, run: RunDir, on_plan: Callable[[Plan], None] | None
+) -> tuple[Plan, conversion.Result]:
+    """All is adapted; what stops the VM, and how it must be made, is worth saying all the same."""
+    folder.refuse_errors(made)
+    if on_plan is not None:
+        on_plan(made)
+    return made, conversion.Result(str(run.folder), (), 0, {}, (), done_before=True)
 
 
 def _since_the_beginning(made: Plan, run: RunDir) -> Plan:

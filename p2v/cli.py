@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from p2v.errors import Cancelled, P2VError, PlanError
+from p2v.errors import Cancelled, P2VError, PlanError, Severity
 
 if TYPE_CHECKING:
     from p2v.conversion import Result
@@ -359,7 +359,7 @@ def adapt(images: tuple[str, ...], run_folder: str | None, as_json: bool, **word
     bar = Bar(as_json)
 
     def show(made: Plan) -> None:
-        if not as_json and made.changes:
+        if not as_json and (made.changes or any(one.severity is not Severity.INFO for one in made.findings)):
             bar.close()
             print(p2v.render(made), "\n", flush=True)
 

@@ -395,12 +395,21 @@ def wishes(seen: View, target: Target, journals: Mapping[str, str]) -> tuple[lis
     wanted: list[Change] = [*recoveries(seen, journals)]
     findings: list[Finding] = []
     for fixer in FIXERS:
-        for wish in _signed(fixer, guest, target):
-            if isinstance(wish, Finding):
-                findings.append(wish)
-            else:
-                wanted.append(wish)
+        try:
+            for wish in _signed(fixer, guest, target):
+                if isinstance(wish, Finding):
+                    findings.append(wish)
+                else:
+                    wanted.append(wish)
+        except GuestError as error:
+            raise _with_the_rest(error, [one for one in findings if one.severity is Severity.ERROR]) from error
     return changing.merge(wanted), findings
+
+
+def _with_the_rest(error: GuestError, stops: Sequence[Finding]) -> GuestError:
+    """The error, and what else stops the plan: whoever fetches a file from a medium fetches all from it at once."""
+    besides = [f"besides, {one.what}: {one.next}" for one in stops]
+    return GuestError(error.what, error.where, error.why, "\n".join((error.next, *besides)))
 
 
 def _signed(fixer: Fixer, guest: Guest, target: Target) -> Iterator[Change | Finding]:

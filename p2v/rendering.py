@@ -199,11 +199,14 @@ def render_inspection(seen: Inspection) -> str:
 
 def _controllers(seen: Inspection) -> Iterator[str]:
     """Which of the hypervisors' disk controllers this Windows can drive; the evidence is in --json."""
-    words = {"yes": "has drivers for", "no": "needs drivers (--drivers) for", "unknown": "may have drivers for"}
+    words = {"yes": "has drivers for", "unknown": "may have drivers for", "no": "needs drivers (--drivers) for"}
     for verdict, text in words.items():
-        titles = [one.title for one in seen.controllers if one.verdict == verdict]
+        titles = [one.title for one in seen.controllers if one.verdict == verdict and (one.needs or verdict != "no")]
         if titles:
             yield f"  {text}: {', '.join(titles)}"
+    nobody = [one.title for one in seen.controllers if one.verdict == "no" and not one.needs]
+    if nobody:
+        yield f"  nobody made drivers for: {', '.join(nobody)}"
 
 
 def _sets(seen: Inspection) -> Iterator[str]:

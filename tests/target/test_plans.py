@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import p2v
 from fixtures.servers import Server
-from p2v import folder, planfile
+from p2v import adaptation, folder, planfile
+from p2v.errors import Finding, GuestError, PlanError, Severity, Where
 from p2v.model import Content, FileChange
+from p2v.rendering import render_inspection
 from p2v.target import TARGETS
 
 FORMATS = {  # XP, NT 4
@@ -53,6 +56,34 @@ def test_adapt_plans_for_the_target_that_is_named(xp_server: Server, tmp_path: P
     assert [disk.file for disk in plan.machine.disks] == [str(xp_server.disks[0])]
     assert [one.what for one in plan.findings if "hyperv" in one.what] == [
         "p2v does not write a VM definition for hyperv yet", "hyperv does not read images of format raw"]
+
+
+def test_an_image_with_nothing_to_change_is_told_how_its_vm_must_be_all_the_same(
+    xp_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = replace(p2v.plan(xp_server.disks, target="hyperv", output=tmp_path / "web01"), changes=())
+    monkeypatch.setattr(adaptation, "_plan", lambda *_, **__: done)
+    shown: list[p2v.Plan] = []
+    _, result = p2v.adapt(xp_server.disks, target="hyperv", run_folder=tmp_path / "run", on_plan=shown.append)
+    assert result.done_before and shown == [done]
+    stop = Finding("it cannot start", Where(item="here"), "why", "mend it", Severity.ERROR)
+    monkeypatch.setattr(adaptation, "_plan", lambda *_, **__: replace(done, findings=(stop,)))
+    with pytest.raises(PlanError, match="it cannot start"):
+        p2v.adapt(xp_server.disks, target="hyperv", run_folder=tmp_path / "run")
+
+
+def test_all_that_is_missing_is_said_at_once(proliant_server: Server, tmp_path: Path) -> None:
+    with pytest.raises(GuestError) as refused:
+        p2v.plan(proliant_server.disks, output=tmp_path / "web01")
+    assert "take atapi.sys, x86, version 4.0.1381.133" in refused.value.next
+    assert "take hal.dll and ntoskrnl.exe, ntoskrnl.exe at version 4.0.1381.335" in refused.value.next
+
+
+def test_a_driver_that_nobody_made_is_not_asked_for(nt4_fat_server: Server) -> None:
+    lines = render_inspection(p2v.inspect(nt4_fat_server.disks)).splitlines()
+    needed, = (line for line in lines if line.startswith("  needs drivers"))
+    nobody, = (line for line in lines if line.startswith("  nobody made drivers for: "))
+    assert "Intel PIIX IDE" in needed and "virtio" not in needed and "virtio block device" in nobody
 
 
 def test_a_format_that_the_target_does_not_read_is_said(xp_server: Server, tmp_path: Path) -> None:
