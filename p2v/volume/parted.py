@@ -66,7 +66,8 @@ def _binding() -> Any:
     except ImportError as error:
         raise MissingTool("the Python binding of libparted is not installed",
                           why="it is asked for a second opinion on partition tables",
-                          next="apt install python3-parted") from error
+                          next="apt-get install python3-parted; a virtual environment needs --system-site-packages "
+                               "to see it") from error
     return parted
 
 
