@@ -593,7 +593,8 @@ def test_progress_says_what_is_skipped_zero_and_bad(ntfs, tmp_path, monkeypatch)
 def test_ctrl_c_says_how_to_go_on(disk, tmp_path):
     out = tmp_path / "out.raw"
     child = subprocess.Popen([sys.executable, "-m", "p2v.cli", "image", disk, "-o", out, "--rate", "4M"],
-                             stderr=subprocess.PIPE)
+                             stderr=subprocess.PIPE,  # in a shell's background all are deaf to SIGINT
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / "out.raw.part").exists():
         time.sleep(0.01)
     time.sleep(0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
 import sys
@@ -95,7 +96,8 @@ def binding(monkeypatch: pytest.MonkeyPatch) -> Binding:
     return made
 
 
-def test_kvm_is_tried_first_then_tcg_and_the_choice_is_said(binding: Binding) -> None:
+def test_kvm_is_tried_first_then_tcg_and_the_choice_is_said(binding: Binding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: True)  # /dev/kvm, which not every user may open
     with Appliance(DISKS, VOLUMES) as door:
         assert door.backend == "kvm"
     assert binding.names().count("launch") == 1
