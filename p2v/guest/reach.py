@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from p2v.errors import Finding, GuestError, Severity, Where
-from p2v.guest import bootini
+from p2v.guest import bootini, images
 from p2v.guest.facts import BOOT_INI_LIMIT, spelled
 from p2v.model import SECTOR, Filesystem, Guest, Volume, read
 from p2v.volume.geometry import CYLINDERS, target_geometry
@@ -84,7 +84,8 @@ def _wanted(guest: Guest) -> Mapping[str, list[str]]:
     home = wanted.setdefault(facts.boot_volume, [])
     home += [f"{facts.system_root}\\system32\\{name}" for name in (*programs(guest), *_pages(guest))]
     home.append(facts.hives["SYSTEM"].path)
-    home += [_image(guest, name) for name in facts.boot_drivers]
+    home += [path for name in facts.boot_drivers
+             if (path := images.service_file(guest, facts.default_control_set, name))]
     for name, paths in wanted.items():
         files = guest.files(name)
         wanted[name] = [path for path in dict.fromkeys(paths) if files.stat(path) is not None]
@@ -111,10 +112,3 @@ def _pages(guest: Guest) -> list[str]:
         file = tree.value(key, number.text) if number else None
         names += [file.text] if file and file.text else []
     return names
-
-
-def _image(guest: Guest, service: str) -> str:
-    """A boot driver's file."""
-    value = guest.hive("SYSTEM").value(f"{guest.facts.default_control_set}\\Services\\{service}", "ImagePath")
-    text = value.text.strip() if value else ""
-    return f"{guest.facts.system_root}\\" + (text or f"system32\\drivers\\{service}.sys")

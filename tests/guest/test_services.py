@@ -10,7 +10,7 @@ import pytest
 from fixtures import guests, hives, trees
 from fixtures.pe import pe_file
 from p2v.errors import Finding, Severity
-from p2v.guest import images
+from p2v.guest import images, reach
 from p2v.guest.closure import boot_closure
 from p2v.guest.fixers import FIXERS, class_filters, disk_checks, hive_files, input_devices, instances, services, video
 from p2v.model import DWord, ExpandText, MultiText, Text, Value, ValueChange
@@ -118,6 +118,15 @@ def test_image_paths(xp_tree, image, path):
     rest = {} if image is None else {"ImagePath": ExpandText(image)}
     guest = edited(xp_tree, lambda hive: service(hive, "x", 3, **rest))
     assert images.service_file(guest, "ControlSet001", "x") == path
+
+
+@pytest.mark.parametrize("image", [None, "System32\\drivers\\disk.sys", "\\SystemRoot\\System32\\drivers\\disk.sys"])
+def test_the_loader_reads_a_boot_driver_by_each_form_of_its_path(nt4_tree, image):
+    def edit(hive):
+        service(hive, "Disk", 0, **({"ImagePath": ExpandText(image)} if image else {}))
+
+    wanted = reach._wanted(edited(nt4_tree, edit))["disk0p1"]
+    assert "\\winnt\\system32\\drivers\\disk.sys" in [path.lower() for path in wanted]
 
 
 # -- class filters
