@@ -75,6 +75,8 @@ def identify(facts: GuestFacts) -> Hal:
         return known
     if not name:
         return Hal(Family.UNKNOWN, "", "unknown: its file does not say")
+    if company.lower().startswith("microsoft"):  # one that the table lacks: nothing says that it is a maker's
+        return Hal(Family.UNKNOWN, name, f"unknown: {name}")
     return Hal(Family.VENDOR, name, f"{name} of {company or 'an unnamed maker'}")
 
 

@@ -108,6 +108,7 @@ LINE = 'multi(0)disk(0)rdisk(0)partition(1)\\WINNT="Windows NT{}" {}'
     ("halaacpi.dll", "Microsoft Corporation", hal.Family.ACPI, "one"),
     ("halmacpi.dll", "Microsoft Corporation", hal.Family.ACPI, "many"),
     ("halunisy.dll", "Unisys", hal.Family.VENDOR, ""),
+    ("halother.dll", "Microsoft Corporation", hal.Family.UNKNOWN, ""),  # refuses nothing
     ("", "", hal.Family.UNKNOWN, ""),
 ])
 def test_what_the_file_says(nt4, name, company, family, processors):

@@ -90,7 +90,8 @@ def _runs(old: Hal, target: Target) -> bool | None:
 
 def _kept(guest: Guest, target: Target, old: Hal, place: Where) -> Iterator[Finding]:
     if old.family is HalFamily.UNKNOWN:
-        yield Finding("the HAL does not say which one it is", place,
+        what = f"nobody knows the HAL {old.name}" if old.name else "the HAL does not say which one it is"
+        yield Finding(what, place,
                       "whether it runs in a VM cannot be told; it is kept",
                       "if the VM stops at once, start the server's own HAL for a standard PC with /HAL=",
                       Severity.WARNING, NAME)
