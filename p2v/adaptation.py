@@ -54,7 +54,7 @@ def adapt(
                             "name an image, or convert the disk")
     if not run.state().get("writing"):
         made = _plan(paths, run, target, drivers, source_format, progress)
-        if not made.changes:
+        if not made.changes and _is_kept(made, run):
             return _nothing_to_do(made, run, on_plan)
     with run.locked(), run.logged("adapt", progress) as told:
         interrupted = finish_interrupted(run, told)
@@ -63,7 +63,7 @@ def adapt(
         made = _plan(paths, run, target, drivers, source_format, told, holding=True)
         folder.refuse_errors(made)
         if not made.changes:
-            return _nothing_to_do(made, run, on_plan)
+            return _only_defined(made, run, on_plan)
         if on_plan is not None:
             on_plan(made)
         check_cancelled(cancel)
@@ -72,6 +72,27 @@ def adapt(
         files = _finish(whole, run)
         return made, conversion.Result(str(run.folder), files, len(made.changes), {},
                                        tuple(conversion.appliance_finding(run)))
+
+
+def _is_kept(made: Plan, run: RunDir) -> bool:
+    """Was this guest adapted to this very target before, and is the VM defined?"""
+    state = run.state()
+    return bool(state.get("finished")) and not state.get("undone") and run.plan.exists() \
+        and folder.load_plan(run.folder).target == made.target
+
+
+def _only_defined(
+    made: Plan, run: RunDir, on_plan: Callable[[Plan], None] | None
+) -> tuple[Plan, conversion.Result]:
+    """The guest fits the target as it is: the plan is kept, and the VM defined. The caller holds the run."""
+    if _is_kept(made, run):
+        return _nothing_to_do(made, run, on_plan)
+    if on_plan is not None:
+        on_plan(made)
+    whole = _since_the_beginning(made, run)
+    folder.save_plan(whole, run)
+    run.save_state(plan=folder.plan_digest(whole))
+    return made, conversion.Result(str(run.folder), _finish(whole, run), 0, {}, ())
 
 
 def _nothing_to_do(

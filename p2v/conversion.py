@@ -46,6 +46,8 @@ from p2v.model import (
 from p2v.outlets import Nowhere
 from p2v.pairing import Copying, LegOptions, Outcome, copy_both, short_names
 from p2v.rundir import RunDir, save_json
+from p2v.target import target_named
+from p2v.target.byhand import to_make
 
 Copied: TypeAlias = tuple[CopyReport, ImageWriter | None]
 RESTORE = ("restore the files that are named from a backup; to try harder, copy that disk with GNU ddrescue first "
@@ -111,7 +113,7 @@ def convert(
         run.save_state(finished=True, undone=None)
         folder.forget_copies(run)
         said = [finding for outcome in outcomes.values() for finding in outcome.findings]
-        said += files_of_bad(plan, run, reports)
+        said += [*files_of_bad(plan, run, reports), *to_make(plan.machine, target_named(plan.target))]
         return _result(run, plan, reports, said=said)
 
 

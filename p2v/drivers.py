@@ -117,12 +117,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One controller. pci: "vendor:device" in hex."""
+    """One controller. pci: "vendor:device" in hex. alone: its driver must not stand beside another one's."""
 
     name: str
     title: str
     pci: tuple[str, ...]
     generation: tuple[Generation, ...]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,17 @@ def elsewhere(guest: Guest, control_set: str, service: str) -> bool:
     return letter is not None and (root is None or root.text[:1].lower() != letter[1].lower())
 
 
+def is_missing(guest: Guest, path: str | None) -> bool:
+    """Is there surely no such file? One that cannot be read, or not be understood, may load all the same."""
+    if path is None:
+        return False
+    try:
+        stat = guest.files(guest.facts.boot_volume).stat(path)
+    except GuestError:
+        return False
+    return stat is None or stat.is_folder
+
+
 def look(guest: Guest, path: str | None) -> PEFacts | str:
     """What the file says of itself, or what is wrong with it, in words."""
     if path is None:

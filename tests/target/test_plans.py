@@ -65,7 +65,7 @@ def test_an_image_with_nothing_to_change_is_told_how_its_vm_must_be_all_the_same
     monkeypatch.setattr(adaptation, "_plan", lambda *_, **__: done)
     shown: list[p2v.Plan] = []
     _, result = p2v.adapt(xp_server.disks, target="hyperv", run_folder=tmp_path / "run", on_plan=shown.append)
-    assert result.done_before and shown == [done]
+    assert not result.changes and shown == [done]
     stop = Finding("it cannot start", Where(item="here"), "why", "mend it", Severity.ERROR)
     monkeypatch.setattr(adaptation, "_plan", lambda *_, **__: replace(done, findings=(stop,)))
     with pytest.raises(PlanError, match="it cannot start"):

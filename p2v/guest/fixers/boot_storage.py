@@ -35,7 +35,8 @@ def plan(guest: Guest, target: Target) -> Iterator[Change | Finding]:
     with Media(guest) as media:
         found = controllers.options(target.controllers(guest.facts), guest, media)
         chosen = found[0]
-        fitted = found if chosen.driver.plug_and_play else found[:1]
+        fitted = (chosen, *(one for one in found[1:] if not one.driver.manifest.alone)) \
+            if chosen.driver.plug_and_play else found[:1]
         yield from _second_best(guest, target, chosen, media)
         yield from _files(guest, fitted)
         yield from media.findings

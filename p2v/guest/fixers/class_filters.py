@@ -67,9 +67,10 @@ def _dead(guest: Guest, control_set: str, service: str, off: set[str]) -> str:
         return "the service is not for this VM"
     if images.elsewhere(guest, control_set, service):  # nothing says that it cannot load
         return ""
-    found = images.look(guest, images.service_file(guest, control_set, service))
+    path = images.service_file(guest, control_set, service)
+    found = images.look(guest, path)
     if isinstance(found, str):
-        return found
+        return found if images.is_missing(guest, path) else ""
     if found.machine != guest.facts.architecture:
         return f"its file is for {found.machine}"
     return ""
