@@ -54,7 +54,7 @@ def test_adapt_survives_a_power_cut_and_boots(
     assert plan.changes == () and result.done_before
     other, moved = p2v.adapt([image], target="virtualbox")  # the guest is fit for it: the VM is another one
     assert other.changes == () and not moved.done_before and p2v.load_plan(f"{image}.p2v").target == "virtualbox"
-    back, defined = p2v.adapt([image], target="kvm")
+    _, defined = p2v.adapt([image], target="kvm")
     assert any(file.endswith(".xml") for file in defined.files) and not defined.done_before
     assert p2v.load_plan(f"{image}.p2v").changes  # one undo still takes all of them back
     assert not (folder / "run" / "disk0.journal").exists()
