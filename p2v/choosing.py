@@ -75,11 +75,11 @@ class _Opinion:
         return (self.leg.disk, *self.alike) if self.leg else ()
 
 
-def settle(layout: Layout, chosen: Mapping[str, str] | None = None, *, single: bool = False) -> Settled:
+def settle(layout: Layout, chosen: Mapping[str, str] | None = None) -> Settled:
     """Choose a leg for each mirror.
 
     chosen: what the user says: a volume's name, its letter ("C:") or "" for every mirror with a leg there → disk
-    id. single: the volumes name the chosen leg alone, so that nobody reads the others.
+    id.
     Raises PlanError where chosen names what is not there.
     """
     wishes = _wishes(layout.mirrors, chosen or {})
@@ -99,7 +99,7 @@ def settle(layout: Layout, chosen: Mapping[str, str] | None = None, *, single: b
         same = opinion.same if leg.disk in opinion.same else ()
         legs[mirror.name] = Decision(mirror.name, leg.disk, names, opinion.reasons, by,
                                      tuple(disk for disk in names if disk not in same))
-        members = (leg.member, *(other.member for other in others if not single))
+        members = (leg.member, *(other.member for other in others))
         volumes.append(Volume(mirror.name, Window(leg.source, 0, mirror.size, mirror.name), "mirrored", members,
                               leg.partition, mirror.origin))
     return Settled(replace(layout, volumes=(*layout.volumes, *volumes), mirrors=tuple(undecided)), legs,

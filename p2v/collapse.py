@@ -70,15 +70,11 @@ class PlainDisk:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """All disks of the VM, by image id in BIOS order. legs: of each mirror, the source disk that was chosen.
-
-    dropped: ids of sources that the VM does not get, because nothing on them is needed.
-    """
+    """All disks of the VM, by image id in BIOS order. legs: of each mirror, the source disk that was chosen."""
 
     disks: Mapping[str, PlainDisk]
     legs: Mapping[str, str]
     collapsed: Collapsed
-    dropped: tuple[str, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -238,7 +234,7 @@ class _Collapse:
         said = [_left(self.disks[id].name) for id in dropped if any(
             m.disk == id for v in self.volumes.values() if v.layout == "mirrored" for m in v.members[1:])]
         heard = [_spared(finding, {self.disks[id].name for id in dropped}) for finding in findings]
-        return Built(disks, legs, self._collapsed(disks), dropped, (*heard, *said))
+        return Built(disks, legs, self._collapsed(disks), (*heard, *said))
 
     def _is_member(self, id: str) -> bool:
         return any(m.disk == id for v in self.volumes.values() if is_dissolved(v) for m in v.members)

@@ -51,8 +51,8 @@ def mirror(*legs: Leg, name: str = "ldm.Volume1", letter: str = "", manager: str
                   Origin(manager, name.partition(".")[2], letter=letter), missing)
 
 
-def settled(*mirrors: Mirror, chosen: dict[str, str] | None = None, single: bool = False) -> Settled:
-    return settle(Layout((), (), (), mirrors), chosen, single=single)
+def settled(*mirrors: Mirror, chosen: dict[str, str] | None = None) -> Settled:
+    return settle(Layout((), (), (), mirrors), chosen)
 
 
 def only(result: Settled) -> Finding:
@@ -159,14 +159,6 @@ def test_a_longer_partition_is_cut_to_the_volume(volume: bytes) -> None:
                    Origin("ldm", "Volume1"))
     (found,) = settled(short).layout.volumes
     assert found.source.size == SECTORS * 512
-
-
-def test_single_names_the_chosen_leg_alone(volume: bytes, newer: bytes) -> None:
-    (found,) = settled(mirror(leg("disk0", newer), leg("disk1", volume, OLD)), single=True).layout.volumes
-    assert [member.disk for member in found.members] == ["disk0"]
-
-
-# -- undecided
 
 
 def test_an_older_generation_with_a_newer_filesystem_lived_on_alone(volume: bytes, newer: bytes) -> None:
