@@ -265,18 +265,12 @@ class _Collapse:
                                Piece(HEAD + length, size - HEAD - length, "")], size, ""))
         raw = self._assembled(pieces, volume.source)
         starts = volume is self.system
-        type = newtable.fitting_type(read(volume.source, 0, SECTOR), volume.origin.type if volume.origin else 0)
-        seat = Seat(volume.name, HEAD, length, type or 0x83, active=starts)
-        seed = b"".join(self.metadata_key(volume))
+        seat = Seat(volume.name, HEAD, length, _type(volume), active=starts)
+        origin = volume.origin
+        seed = volume.name.encode() + (origin.guid + origin.group.encode() if origin else b"")  # the same each time
         patches = tuple(newtable.patches(raw, image, (), [seat], (), starts=starts, code=self._code(""),
                                          taken=taken, seed=seed))
         return self._disk("", pieces, patches, volume.source)
-
-    def metadata_key(self, volume: Volume) -> Iterator[bytes]:
-        """What tells this volume from others: its own new signature comes from it."""
-        yield volume.name.encode()
-        if volume.origin:
-            yield volume.origin.guid + volume.origin.group.encode()
 
     def _array(self, volume: Volume) -> PlainDisk:
         """A set of whole disks with a table inside: a disk as it is."""
@@ -286,8 +280,7 @@ class _Collapse:
     def _seat(self, volume: Volume, id: str) -> Seat:
         place = next(m for m in volume.members if m.disk == id)
         length = volume.source.size // SECTOR * SECTOR
-        type = newtable.fitting_type(read(volume.source, 0, SECTOR), volume.origin.type if volume.origin else 0)
-        return Seat(volume.name, place.offset, length, type or 0x83, volume is self.system, self._entry(volume, id))
+        return Seat(volume.name, place.offset, length, _type(volume), volume is self.system, self._entry(volume, id))
 
     def _piece(self, volume: Volume, offset: int) -> Piece:
         """A volume's bytes, at offset of the new disk: from its chosen leg, or from the volume as a whole."""
@@ -397,6 +390,12 @@ def _has_loader(files: GuestFiles) -> bool:
 
 def _has_windows(files: GuestFiles) -> bool:
     return any(windows_folders(files))
+
+
+def _type(volume: Volume) -> int:
+    """The MBR type of the plain partition that a volume becomes; Linux where nobody says what it is."""
+    said = volume.origin.type if volume.origin else 0
+    return newtable.fitting_type(read(volume.source, 0, SECTOR), said) or 0x83
 
 
 def _is_plain(volume: Volume, member: Member) -> bool:
