@@ -45,15 +45,14 @@ FT_BASES = (0x06, 0x07, 0x0B, 0x0C)  # with FT_BIT: members of NT's fault-tolera
 
 @dataclass(frozen=True, slots=True)
 class PlainDisk:
-    """A disk that is put together. base: id of the source that its table comes from, "" for a new one.
+    """A disk that is put together.
 
     raw: the pieces; source: with the patches over them. twin: like raw, the mirrored ranges as another leg has
     them; None where no piece has one. helped: mirrors of which another leg gives what the chosen one cannot,
-    each with the names of its legs' disks and its place on this one. apart: offsets
-    of the pieces whose twin does not look like the chosen leg by metadata and filesystem: never in step.
+    each with the names of its legs' disks and its place on this one. apart: offsets of the pieces whose twin does
+    not look like the chosen leg by metadata and filesystem: never in step.
     """
 
-    base: str
     pieces: tuple[Piece, ...]
     patches: tuple[BytesChange, ...]
     raw: Source
@@ -255,7 +254,7 @@ class _Collapse:
         patches = tuple(newtable.patches(
             raw, image, self.partitions[id], seats, gone, starts=id == self.base and self.system is not None,
             code=self._code(id), taken=taken)) if here or gone else ()
-        return self._disk(id, pieces, patches, source)
+        return self._disk(pieces, patches, source)
 
     def _own(self, volume: Volume, image: str, taken: set[int]) -> PlainDisk:
         """A new disk with one partition."""
@@ -270,12 +269,12 @@ class _Collapse:
         seed = volume.name.encode() + (origin.guid + origin.group.encode() if origin else b"")  # the same each time
         patches = tuple(newtable.patches(raw, image, (), [seat], (), starts=starts, code=self._code(""),
                                          taken=taken, seed=seed))
-        return self._disk("", pieces, patches, volume.source)
+        return self._disk(pieces, patches, volume.source)
 
     def _array(self, volume: Volume) -> PlainDisk:
         """A set of whole disks with a table inside: a disk as it is."""
         pieces = (self._piece(volume, 0),)
-        return self._disk(volume.members[0].disk, pieces, (), volume.source)
+        return self._disk(pieces, (), volume.source)
 
     def _seat(self, volume: Volume, id: str) -> Seat:
         place = next(m for m in volume.members if m.disk == id)
@@ -303,7 +302,7 @@ class _Collapse:
 
     # -- sources
 
-    def _disk(self, base: str, pieces: Sequence[Piece], patches: Sequence[BytesChange], like: Source) -> PlainDisk:
+    def _disk(self, pieces: Sequence[Piece], patches: Sequence[BytesChange], like: Source) -> PlainDisk:
         bytes_over = [(patch.offset, patch.after) for patch in patches]
         self._helped = []
         whole = self._assembled(pieces, like, bytes_over)
@@ -312,7 +311,7 @@ class _Collapse:
             twin = Assembled([self._part(piece, twin=True) for piece in pieces], f"{like.name} (the other leg)",
                              size=pieces[-1].end, sector_size=like.sector_size)
         apart = frozenset(piece.offset for piece in pieces if piece.twins and piece.twins[0] in self.apart)
-        return PlainDisk(base, tuple(pieces), tuple(patches), self._assembled(pieces, like), whole, twin, helped, apart)
+        return PlainDisk(tuple(pieces), tuple(patches), self._assembled(pieces, like), whole, twin, helped, apart)
 
     def _assembled(self, pieces: Sequence[Piece], like: Source, patches: Sequence[tuple[int, bytes]] = ()) -> Assembled:
         return Assembled([self._part(piece) for piece in pieces], like.name, size=pieces[-1].end,
